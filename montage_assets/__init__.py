@@ -1,0 +1,1 @@
+"""A folder of raw clips and a song become a beat-synced montage, as Dagster assets."""

@@ -1,0 +1,4 @@
+"""The media core: pure Python over ffmpeg, PyAV, PySceneDetect and librosa.
+
+Nothing in here imports dagster; every function works from a notebook.
+"""

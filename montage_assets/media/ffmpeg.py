@@ -1,0 +1,207 @@
+"""The one ffmpeg of the pipeline: which build, how it is run, how it fails.
+
+Belongs here: finding the program, its version (part of every cache key), running it with progress,
+and the protection every call needs against hostile media. Does not belong here: what to ask of it;
+each module builds its own arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from montage_assets.media.errors import FfmpegFailed, MediaError
+
+# A media file may name other files or hosts (playlists, data references). Only the file itself is read.
+INPUT_PROTOCOLS = "file,pipe,fd"
+
+# Demuxers that open what the file's text names. A clip that turns out to be one of them is refused.
+PLAYLIST_FORMATS = frozenset(
+    {"hls", "applehttp", "concat", "dash", "imf", "image2", "image2pipe", "lavfi", "rtp", "rtsp", "sdp", "webm_dash_manifest"}
+)
+
+_ERROR_LINES_KEPT = 200
+
+
+@functools.cache
+def ffmpeg_program() -> str:
+    """Path of the ffmpeg that every step uses: `MONTAGE_FFMPEG`, else the pinned wheel's.
+
+    Raises MediaError when `MONTAGE_FFMPEG` names no program.
+    """
+    named = os.environ.get("MONTAGE_FFMPEG")
+    if named:
+        if not Path(named).is_file() or not os.access(named, os.X_OK):
+            raise MediaError(f"MONTAGE_FFMPEG is {named!r}, which is no program; unset it to use the built-in ffmpeg")
+        return named
+    import imageio_ffmpeg
+
+    return str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+@functools.cache
+def ffmpeg_version() -> str:
+    """The build's own name, e.g. `n9.0.2-17-g2a571b6068-20260930`. Part of every cache key."""
+    result = subprocess.run(
+        [ffmpeg_program(), "-hide_banner", "-version"], capture_output=True, text=True, check=False, timeout=60
+    )
+    found = re.match(r"ffmpeg version (\S+)", result.stdout)
+    if result.returncode != 0 or found is None:
+        raise MediaError(f"{ffmpeg_program()} does not run as ffmpeg: {result.stderr.strip()[:200]}")
+    return found.group(1)
+
+
+def input_path(path: str | os.PathLike[str]) -> str:
+    """`path` as ffmpeg is to be given it: a leading dash or a `scheme:` in a file name stays a file name."""
+    return f"file:{os.fspath(path)}"
+
+
+def input_args(path: str | os.PathLike[str], *before: str) -> list[str]:
+    """Arguments that open one source: options for it, the protocol whitelist, then the file."""
+    return ["-protocol_whitelist", INPUT_PROTOCOLS, *before, "-i", input_path(path)]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a running ffmpeg is."""
+
+    frames: int
+    fps: float
+    out_time_s: float
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def run_ffmpeg(
+    args: Sequence[str],
+    *,
+    what: str,
+    on_progress: OnProgress | None = None,
+    timeout_s: float | None = None,
+    level: str = "error",
+) -> str:
+    """Run ffmpeg to its end and return its log (lines at `level` and above).
+
+    `what` names the work in an error, e.g. "encoding segment 3". Progress arrives about once a second.
+    Raises FfmpegFailed when ffmpeg returns an error or `timeout_s` passes.
+    """
+    command = [ffmpeg_program(), "-hide_banner", "-nostdin", "-loglevel", level, "-y"]
+    if on_progress is not None:
+        command += ["-progress", "pipe:1", "-stats_period", "1"]
+    command += list(args)
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        log = _LogTail(process.stderr)
+        timer = _kill_after(process, timeout_s)
+        try:
+            _follow_progress(process.stdout, on_progress)
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            timed_out = timer is not None and not timer.is_alive() and process.poll() not in (0, None)
+            if timer is not None:
+                timer.cancel()
+        text = log.text()
+    if code != 0:
+        raise FfmpegFailed(_failure(what, code, text, timeout_s if timed_out else None), text)
+    return text
+
+
+@contextlib.contextmanager
+def ffmpeg_output(args: Sequence[str], *, what: str, level: str = "error") -> Iterator[IO[bytes]]:
+    """Run ffmpeg and read what it writes to `pipe:1`. The program is stopped when the block is left early.
+
+    Raises FfmpegFailed at the end of the block when ffmpeg returned an error, unless the block was left
+    by an exception or before the end of the output was read.
+    """
+    command = [ffmpeg_program(), "-hide_banner", "-nostdin", "-loglevel", level, *args]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=1 << 20
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    log = _LogTail(process.stderr)
+    try:
+        yield process.stdout
+        read_to_end = not process.stdout.read(1)
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        process.stdout.close()
+        code = process.wait()
+        text = log.text()
+    if read_to_end and code != 0:
+        raise FfmpegFailed(_failure(what, code, text, None), text)
+
+
+class _LogTail:
+    """Drains a program's error stream so that it never blocks, and keeps the last lines."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._lines: list[str] = []
+        self._stream = stream
+        self._thread = threading.Thread(target=self._drain, daemon=True)
+        self._thread.start()
+
+    def _drain(self) -> None:
+        for line in self._stream:
+            self._lines.append(line.decode("utf-8", "replace").rstrip())
+            del self._lines[:-_ERROR_LINES_KEPT]
+
+    def text(self) -> str:
+        self._thread.join(timeout=10)
+        return "\n".join(self._lines)
+
+
+def _kill_after(process: subprocess.Popen[bytes], timeout_s: float | None) -> threading.Timer | None:
+    if timeout_s is None:
+        return None
+    timer = threading.Timer(timeout_s, process.kill)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _follow_progress(stream: IO[bytes], on_progress: OnProgress | None) -> None:
+    values: dict[str, str] = {}
+    for raw in stream:
+        key, _, value = raw.decode("ascii", "replace").strip().partition("=")
+        values[key] = value.strip()
+        if key == "progress" and on_progress is not None:
+            on_progress(
+                Progress(
+                    frames=int(values.get("frame", "0") or 0),
+                    fps=_number(values.get("fps", "0")),
+                    out_time_s=_number(values.get("out_time_us", "0")) / 1e6,
+                )
+            )
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:  # ffmpeg prints N/A before the first frame
+        return 0.0
+
+
+def _failure(what: str, code: int, log: str, timeout_s: float | None) -> str:
+    if timeout_s is not None:
+        return f"{what} took longer than {timeout_s:g} s and was stopped"
+    last = [line for line in log.splitlines() if line.strip()]
+    reason = last[-1].strip() if last else f"ffmpeg ended with code {code}"
+    return f"{what} failed: {reason}"
