@@ -1,0 +1,178 @@
+"""The beats of a song: which way of finding them fits it, how sure they are, and everything that follows.
+
+Belongs here: the decision between one even grid, beats tracked one by one, and a calm pace without any beat;
+and `analyze_song`, which puts the song's whole record together. Does not belong here: how evidence is
+measured (`onsets`, `beat_grid`, `local_beats`) or bars and sections (`song_structure`).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from montage_assets.media.audio import mono_blocks
+from montage_assets.media.beat_analysis import BeatAnalysis, BeatSource, TempoPoint
+from montage_assets.media.beat_grid import WINDOW_S, Floats, GridFit, check_grid, fit_grid
+from montage_assets.media.local_beats import LocalBeats, track_local_beats
+from montage_assets.media.onsets import RATE, SongSignals, onset_envelope, song_signals
+from montage_assets.media.song_structure import (
+    CURVE_HOP_S,
+    energy_curve,
+    find_bars,
+    find_sections,
+    onset_curve,
+    sound_end_s,
+)
+
+ALGORITHM = "grid-local-1"
+"""Changes when the same song may get other beats; part of the cache key."""
+
+PACE_S = 0.8
+"""Beat of a song without one. Four make 3.2 s, a calm shot; one is still long enough to see a picture."""
+
+_GRID_LEAST_Z = 6.0  # the best of all grids over chance onsets reaches 4
+_GRID_LEAST_SHARE = 0.9
+_LOCAL_LEAST_SHARE = 0.3  # of windows with a pulse; speech and noise have it in one of sixteen at most
+
+
+@dataclass(frozen=True)
+class TrackedBeats:
+    """What a tracker says of a song. Times in seconds, rising. `downbeats_s` is None if it knows no bars."""
+
+    beats_s: Floats
+    downbeats_s: Floats | None
+    tempo_bpm: float
+    tempo_curve: list[TempoPoint]
+    source: BeatSource
+    confidence: float
+    explanation: str
+
+
+class BeatTracker(Protocol):
+    """A way to find beats. `path` is the song, `signals` its curves at the rates `onsets` names."""
+
+    def track(self, path: Path, signals: SongSignals) -> TrackedBeats:
+        """The song's beats. Raises MediaError when the tracker cannot work on this song."""
+
+
+class OnsetTracker:
+    """The built-in tracker: one grid where it explains the song, else local beats, else a calm pace."""
+
+    def track(self, path: Path, signals: SongSignals) -> TrackedBeats:
+        """Beats from the song's onsets alone; `path` is not read again."""
+        envelope = onset_envelope(signals.onsets)
+        end_s = sound_end_s(signals)
+        fit = check_grid(envelope, fit_grid(envelope))
+        if _grid_explains(fit):
+            return _on_grid(fit, end_s)
+        local = track_local_beats(envelope)
+        if local.rhythmic_share >= _LOCAL_LEAST_SHARE:
+            return _on_local_beats(local, fit, end_s)
+        return _at_a_pace(signals)
+
+
+def analyze_song(path: str | os.PathLike[str], tracker: BeatTracker | None = None) -> BeatAnalysis:
+    """Beats, bars, tempo, energy and sections of an audio file, by `tracker` or the built-in one.
+
+    Beats run from the file's start (a silent or free intro included) to the end of its sound. Raises
+    MediaError when the file is missing, has no sound, cannot be decoded, or is under two seconds long.
+    """
+    signals = song_signals(mono_blocks(path, RATE))
+    tracked = (tracker or OnsetTracker()).track(Path(path), signals)
+    if tracked.downbeats_s is not None:
+        downbeats_s = [float(beat) for beat in tracked.downbeats_s]
+    elif tracked.source == "pace":
+        downbeats_s = [float(beat) for beat in tracked.beats_s[::4]]
+    else:
+        downbeats_s = find_bars(signals, tracked.beats_s).downbeats_s
+    energy = energy_curve(signals)
+    return BeatAnalysis(
+        duration_s=signals.duration_s,
+        beats_s=[float(beat) for beat in tracked.beats_s],
+        downbeats_s=downbeats_s,
+        tempo_bpm=tracked.tempo_bpm,
+        tempo_curve=tracked.tempo_curve,
+        source=tracked.source,
+        confidence=tracked.confidence,
+        explanation=tracked.explanation,
+        hop_s=CURVE_HOP_S,
+        energy=[float(value) for value in energy],
+        onset_strength=[float(value) for value in onset_curve(onset_envelope(signals.onsets))],
+        sections=find_sections(signals, energy, downbeats_s if tracked.source != "pace" else []),
+    )
+
+
+def _grid_explains(fit: GridFit) -> bool:
+    return fit.grid.z >= _GRID_LEAST_Z and fit.share >= _GRID_LEAST_SHARE
+
+
+def _on_grid(fit: GridFit, end_s: float) -> TrackedBeats:
+    grid = fit.grid
+    beats_s = grid.beats(end_s)
+    contrast = grid.z / float(np.sqrt(len(beats_s)))
+    return TrackedBeats(
+        beats_s=beats_s,
+        downbeats_s=None,
+        tempo_bpm=grid.bpm,
+        tempo_curve=[TempoPoint(0.0, grid.bpm), TempoPoint(end_s, grid.bpm)],
+        source="grid",
+        confidence=fit.share * (1.0 - float(np.exp(-contrast / 0.6))),
+        explanation=(
+            f"One tempo of {grid.bpm:.2f} BPM explains the song: {fit.agreeing} of its {fit.rhythmic} "
+            f"stretches of {WINDOW_S:g} s with a clear pulse keep to it, and its beats stand {contrast:.1f} standard "
+            "deviations above the mean onset."
+        ),
+    )
+
+
+def _on_local_beats(local: LocalBeats, fit: GridFit, end_s: float) -> TrackedBeats:
+    beats_s = _to_both_ends(local.beats_s, end_s)
+    slowest, fastest = float(local.path_bpm.min()), float(local.path_bpm.max())
+    return TrackedBeats(
+        beats_s=beats_s,
+        downbeats_s=None,
+        tempo_bpm=float(np.median(local.path_bpm)),
+        tempo_curve=[
+            TempoPoint(float(time), float(bpm))
+            for time, bpm in zip(local.path_times_s, local.path_bpm, strict=True)
+        ],
+        source="local",
+        confidence=local.rhythmic_share * (1.0 - float(np.exp(-local.evidence / 5.0))),
+        explanation=(
+            f"The tempo moves between {slowest:.0f} and {fastest:.0f} BPM, so the beats were followed one by "
+            f"one (the best even grid holds in {fit.agreeing} of {fit.rhythmic} stretches); a pulse is clear in "
+            f"{100 * local.rhythmic_share:.0f} % of the song."
+        ),
+    )
+
+
+def _to_both_ends(beats_s: Floats, end_s: float) -> Floats:
+    """The beats, gone on at the first and last tempo to time 0 and to `end_s`."""
+    if len(beats_s) < 3:
+        return beats_s
+    opening = float(np.median(np.diff(beats_s[:6])))
+    closing = float(np.median(np.diff(beats_s[-6:])))
+    before = np.arange(beats_s[0] - opening, 0.0, -opening)[::-1]
+    after = np.arange(beats_s[-1] + closing, end_s, closing)
+    beats: Floats = np.concatenate([before, beats_s[(beats_s >= 0.0) & (beats_s < end_s)], after])
+    return beats
+
+
+def _at_a_pace(signals: SongSignals) -> TrackedBeats:
+    bpm = 60.0 / PACE_S
+    heard = "The song is silent" if not np.any(signals.rms > 1e-4) else "No beat was found in the song"
+    return TrackedBeats(
+        beats_s=np.arange(0.0, signals.duration_s, PACE_S),
+        downbeats_s=None,
+        tempo_bpm=bpm,
+        tempo_curve=[TempoPoint(0.0, bpm), TempoPoint(signals.duration_s, bpm)],
+        source="pace",
+        confidence=0.0,
+        explanation=(
+            f"{heard}, so the beats are a calm even pace of one every {PACE_S:g} s; they follow nothing heard."
+        ),
+    )
