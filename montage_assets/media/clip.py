@@ -41,15 +41,18 @@ class Clip:
     sample_aspect: Fraction
     rotation: int
     """Degrees clockwise the decoded picture is turned for display: 0, 90, 180 or 270."""
+    interlaced: bool
     fps: Fraction
     """Mean frame rate; the true timestamps are with the frame scores."""
     variable_rate: bool
-    packets: int
-    """Video packets in the file: the number of frames, but for codecs with hidden frames (VP8)."""
+    frames_estimate: int
+    """Frames by the container's account; the true number is found when the clip is scored."""
     duration_s: float
     time_base: Fraction
     first_pts: int
     """Smallest presentation timestamp, in `time_base`; clip time 0 is here."""
+    container_start_s: float
+    """The container's own zero, which ffmpeg counts from: the earliest of all its streams."""
     transfer: Transfer
     matrix: Matrix
     full_range: bool

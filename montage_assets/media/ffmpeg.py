@@ -23,10 +23,14 @@ from montage_assets.media.errors import FfmpegFailed, MediaError
 # A media file may name other files or hosts (playlists, data references). Only the file itself is read.
 INPUT_PROTOCOLS = "file,pipe,fd"
 
-# Demuxers that open what the file's text names. A clip that turns out to be one of them is refused.
-PLAYLIST_FORMATS = frozenset(
-    {"hls", "applehttp", "concat", "dash", "imf", "image2", "image2pipe", "lavfi", "rtp", "rtsp", "sdp", "webm_dash_manifest"}
+# The containers that are read. An allow-list, since some demuxers (playlists, image sequences, lavfi)
+# open whatever the file's text names.
+READABLE_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,mpegtsraw,flv,asf,ogg,nut,mxf,dv,ivf,rm,"
+    "m4v,h264,hevc,av1,obu,yuv4mpegpipe,wav,w64,mp3,flac,aac,ac3,eac3,aiff,caf,amr,au,ape,wv,tta"
 )
+MAX_SIDE = 16384
+MAX_PIXELS = MAX_SIDE * MAX_SIDE
 
 _ERROR_LINES_KEPT = 200
 
@@ -65,8 +69,9 @@ def input_path(path: str | os.PathLike[str]) -> str:
 
 
 def input_args(path: str | os.PathLike[str], *before: str) -> list[str]:
-    """Arguments that open one source: options for it, the protocol whitelist, then the file."""
-    return ["-protocol_whitelist", INPUT_PROTOCOLS, *before, "-i", input_path(path)]
+    """Arguments that open one source: the guards against hostile media, options for it, then the file."""
+    guards = ["-protocol_whitelist", INPUT_PROTOCOLS, "-format_whitelist", READABLE_FORMATS]
+    return [*guards, "-max_pixels", str(MAX_PIXELS), *before, "-i", input_path(path)]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,363 @@
+"""Decode a range of a clip once and keep all that selection and every detector will ask of it.
+
+Belongs here: the decoding of small analysis frames, their per-frame scores, and the merge of the shards'
+scores into a clip's. Does not belong here: deciding cuts (`scenes`).
+
+The analysis frame is PySceneDetect's: the long side is 256 px. Scores of frame i that compare it with
+frame i-1 are computed by the shard that owns frame i, which decodes frame i-1 for it.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from montage_assets.media.clip import Clip
+from montage_assets.media.errors import MediaError, UnusableClip
+from montage_assets.media.ffmpeg import ffmpeg_output, input_args
+from montage_assets.media.shards import Shard
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ALGORITHM = 1
+"""Part of every score's key; raised whenever a change of this module changes a score."""
+
+LONG_SIDE = 256
+SCALE_FLAGS = "fast_bilinear"
+HISTOGRAM_BINS = 128
+HASH_SIZE = 8
+HASH_LOWPASS = 2
+SIGNATURE_EVERY_S = 0.5
+_SIGNATURE_SIDE = 6
+_BLACK = 16
+_WHITE = 244
+
+
+@dataclass(frozen=True)
+class FrameScores:
+    """Scores of consecutive frames in display order; one entry a frame unless said otherwise.
+
+    `pts` is in the clip's time base. The `delta_*` are sums over all pixels of the absolute difference of
+    hue, saturation and value to the frame before (0 for a clip's first frame). `perceptual_hash` packs the 64 bits
+    of PySceneDetect's hash detector; `histogram_correlation` is its histogram detector's (1 for the
+    first frame). `brightness_sum` is the sum over all pixels and channels. `sharpness` is log10 of the
+    variance of the Laplacian; `brightness`, `contrast` are mean and standard deviation of luma (0..255);
+    `clipped` is the share of pixels crushed black or blown white.
+    """
+
+    pixels: int
+    pts: NDArray[np.int64]
+    delta_hue: NDArray[np.int32]
+    delta_sat: NDArray[np.int32]
+    delta_val: NDArray[np.int32]
+    perceptual_hash: NDArray[np.uint64]
+    histogram_correlation: NDArray[np.float64]
+    brightness_sum: NDArray[np.int64]
+    sharpness: NDArray[np.float32]
+    brightness: NDArray[np.float32]
+    contrast: NDArray[np.float32]
+    clipped: NDArray[np.float32]
+    signature_pts: NDArray[np.int64]
+    """One entry per signature: the frame it describes."""
+    signatures: NDArray[np.float32]
+    """(signatures, dimensions), rows of unit length: colour and layout of one frame every 0.5 s."""
+    before_pts: int
+    """Time of the frame before the first one; -1 when there is none. Links a shard to its neighbour."""
+    before_check: int
+    """CRC-32 of that frame's pixels as this shard decoded it; 0 when there is none."""
+    last_check: int
+    """CRC-32 of the last frame's pixels."""
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return len(self.pts)
+
+
+class ShardsDoNotFit(MediaError):  # noqa: N818
+    """The shards of a clip miss a frame, hold one twice, or decoded one differently."""
+
+
+OnFrames = Callable[[int], None]
+
+
+def score_shard(path: Path, clip: Clip, shard: Shard, on_frames: OnFrames | None = None) -> FrameScores:
+    """Decode the frames of one shard with the pinned ffmpeg and score them.
+
+    `on_frames` is told the number of frames scored so far, about every 100 frames.
+    Raises UnusableClip when nothing of the clip can be decoded.
+    """
+    recorder = _Recorder(clip, shard)
+    for pts, frame in analysis_frames(path, clip, shard.after_pts, shard.until_pts):
+        recorder.add(pts, frame)
+        if on_frames is not None and recorder.frames % 100 == 0:
+            on_frames(recorder.frames)
+    if recorder.frames == 0 and shard.count == 1:
+        raise UnusableClip("holds no frame that can be decoded; the file is damaged")
+    if on_frames is not None:
+        on_frames(recorder.frames)
+    return recorder.scores()
+
+
+def analysis_size(clip: Clip) -> tuple[int, int]:
+    """Width and height of the analysis frame: PySceneDetect's own downscaling, after rotation."""
+    width, height = (clip.width, clip.height) if clip.rotation % 180 == 0 else (clip.height, clip.width)
+    factor = max(1.0, max(width, height) / LONG_SIDE)
+    return max(1, round(width / factor)), max(1, round(height / factor))
+
+
+def analysis_frames(
+    path: Path, clip: Clip, after_pts: int | None = None, until_pts: int | None = None
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """(pts, BGR frame) of every frame from the one at `after_pts` (or the first) to `until_pts`.
+
+    The first yielded frame of a range with `after_pts` is the one before the range. An array is valid
+    until the next one is asked for.
+    """
+    limits = [until_pts] if until_pts is None else [until_pts, None]
+    for stop_reading_at in limits:
+        reached_end = yield from _frames_of_range(path, clip, after_pts, until_pts, stop_reading_at)
+        if reached_end:
+            return
+
+
+def _frames_of_range(
+    path: Path, clip: Clip, after_pts: int | None, until_pts: int | None, stop_reading_at: int | None
+) -> Generator[tuple[int, NDArray[np.uint8]], None, bool]:
+    """Yields as `analysis_frames`. Returns False, with nothing yielded, where the seek landed too early.
+
+    Ffmpeg counts the length it is to read from where it landed, so that a seek to an earlier keyframe
+    than asked for would cut off the end of the range.
+    """
+    args = decode_args(path, clip, after_pts, stop_reading_at) + analysis_output_args(clip)
+    held: tuple[int, NDArray[np.uint8]] | None = None
+    with ffmpeg_output(args, what=f"decoding {clip.name}", level="fatal") as pipe:
+        for pts, frame in read_frames(pipe, clip):
+            if until_pts is not None and pts > until_pts:
+                break
+            if after_pts is not None and pts <= after_pts:
+                if pts < after_pts and held is None and stop_reading_at is not None:
+                    return False
+                held = (pts, frame)
+                continue
+            if held is not None:
+                yield held
+                held = None
+            yield pts, frame
+    return True
+
+
+def read_frames(pipe: IO[bytes], clip: Clip) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """(pts, BGR frame) of the analysis frames that ffmpeg writes to a pipe. None, where it wrote nothing."""
+    import av
+    from av.error import FFmpegError
+
+    width, height = analysis_size(clip)
+    try:
+        container = av.open(pipe, format="nut", buffer_size=1 << 20)
+    except FFmpegError:  # ffmpeg writes not even a header when no frame could be decoded
+        return
+    with container:
+        stream = container.streams.video[0]
+        to_clip = Fraction(stream.time_base or 1) / clip.time_base
+        for packet in container.demux(stream):
+            if packet.pts is not None and packet.size:
+                yield round(packet.pts * to_clip), np.frombuffer(packet, np.uint8).reshape(height, width, 3)
+
+
+def decode_args(
+    path: Path, clip: Clip, after_pts: int | None = None, until_pts: int | None = None
+) -> list[str]:
+    """ffmpeg arguments that decode a clip's pictures, with true timestamps, from `after_pts` or before.
+
+    With `until_pts` no packet is read that is decoded only after the frame at that time.
+    """
+    # A seek a little behind the keyframe, or rounding to ffmpeg's microseconds could fall before it and land on
+    # the one before; the end two ticks behind, since ffmpeg takes their difference, in whole ticks, for the length.
+    limits: list[str] = []
+    if after_pts is not None:
+        seek = Fraction(4 * after_pts + 1, 4) * clip.time_base + Fraction(1, 1_000_000)
+        limits += ["-noaccurate_seek", "-seek_timestamp", "1", "-ss", f"{float(seek):.6f}"]
+    if until_pts is not None:
+        end = (until_pts + 2) * clip.time_base + Fraction(4, 1_000_000)
+        limits += ["-to", f"{float(end) - clip.container_start_s:.6f}"]
+    return ["-copyts", *input_args(path, "-an", "-sn", "-dn", *limits)]
+
+
+def analysis_output_args(clip: Clip) -> list[str]:
+    """ffmpeg arguments that write the analysis frames to `pipe:1`, none dropped, none doubled."""
+    width, height = analysis_size(clip)
+    return [
+        "-map", "0:V:0", "-vf", f"scale={width}:{height}:flags={SCALE_FLAGS},format=bgr24",
+        "-fps_mode", "passthrough", "-enc_time_base", "demux",
+        "-c:v", "rawvideo", "-f", "nut", "-write_index", "0", "pipe:1",
+    ]  # fmt: skip
+
+
+class _Recorder:
+    """Scores frames one after the other; keeps the previous frame's intermediate pictures."""
+
+    def __init__(self, clip: Clip, shard: Shard) -> None:
+        self._after = shard.after_pts
+        self._first_pts = clip.first_pts
+        self._tick_s = float(clip.time_base)
+        self._pixels = 0
+        self._rows: list[tuple[Any, ...]] = []
+        self._signature_pts: list[int] = []
+        self._signatures: list[NDArray[np.float32]] = []
+        self._last: tuple[int, Any, Any] | None = None
+        self._last_frame: NDArray[np.uint8] | None = None
+        self._before = (-1, 0)
+
+    @property
+    def frames(self) -> int:
+        return len(self._rows)
+
+    def add(self, pts: int, frame: NDArray[np.uint8]) -> None:
+        import cv2
+
+        self._pixels = frame.shape[0] * frame.shape[1]
+        hsv = cv2.cvtColor(frame, cv2.COLOR_BGR2HSV)
+        luma = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+        histogram = cv2.calcHist([luma], [0], None, [HISTOGRAM_BINS], [0, 256])
+        normalised = cv2.normalize(histogram, None).flatten()
+        last = self._last
+        self._last = (pts, hsv, normalised)
+        self._last_frame = frame
+        if self._after is not None and pts <= self._after:
+            self._before = (pts, zlib.crc32(frame))
+            return
+        deltas, correlation = (0.0, 0.0, 0.0), 1.0
+        if last is not None:
+            deltas = cv2.sumElems(cv2.absdiff(hsv, last[1]))[:3]
+            correlation = cv2.compareHist(last[2], normalised, cv2.HISTCMP_CORREL)
+        mean, deviation = cv2.meanStdDev(luma)
+        _, edge_deviation = cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))
+        counts = histogram.ravel()
+        step = 256 // HISTOGRAM_BINS
+        clipped = counts[: _BLACK // step].sum() + counts[_WHITE // step :].sum()
+        self._rows.append(
+            (
+                pts,
+                *deltas,
+                _perceptual_hash(luma),
+                correlation,
+                sum(cv2.sumElems(frame)[:3]),
+                np.log10(1.0 + float(edge_deviation[0, 0]) ** 2),
+                mean[0, 0],
+                deviation[0, 0],
+                clipped / self._pixels,
+            )
+        )
+        if self._signature_is_due(pts, None if last is None else last[0]):
+            self._signature_pts.append(pts)
+            self._signatures.append(_signature(frame, hsv))
+
+    def _signature_is_due(self, pts: int, before: int | None) -> bool:
+        # Decided by time alone, so that any shards choose the same frames.
+        return before is None or self._half_seconds(pts) != self._half_seconds(before)
+
+    def _half_seconds(self, pts: int) -> int:
+        return int((pts - self._first_pts) * self._tick_s / SIGNATURE_EVERY_S + 1e-6)
+
+    def scores(self) -> FrameScores:
+        columns = list(zip(*self._rows, strict=True)) or [()] * 11
+        last_check = 0 if self._last_frame is None else zlib.crc32(self._last_frame)
+        dimensions = 3 * _SIGNATURE_SIDE * _SIGNATURE_SIDE + 48
+        return FrameScores(
+            pixels=self._pixels,
+            pts=np.array(columns[0], np.int64),
+            delta_hue=np.array(columns[1], np.int32),
+            delta_sat=np.array(columns[2], np.int32),
+            delta_val=np.array(columns[3], np.int32),
+            perceptual_hash=np.array(columns[4], np.uint64),
+            histogram_correlation=np.array(columns[5], np.float64),
+            brightness_sum=np.array(columns[6], np.int64),
+            sharpness=np.array(columns[7], np.float32),
+            brightness=np.array(columns[8], np.float32),
+            contrast=np.array(columns[9], np.float32),
+            clipped=np.array(columns[10], np.float32),
+            signature_pts=np.array(self._signature_pts, np.int64),
+            signatures=np.array(self._signatures, np.float32).reshape(-1, dimensions),
+            before_pts=self._before[0],
+            before_check=self._before[1],
+            last_check=last_check,
+        )
+
+
+def _perceptual_hash(luma: NDArray[np.uint8]) -> int:
+    """The 64 bits of PySceneDetect's HashDetector.hash_frame (size 8, lowpass 2), packed."""
+    import cv2
+
+    side = HASH_SIZE * HASH_LOWPASS
+    small = cv2.resize(luma, (side, side), interpolation=cv2.INTER_AREA)
+    brightest = int(small.max()) or 1
+    low = cv2.dct(np.float32(small) / brightest)[:HASH_SIZE, :HASH_SIZE]
+    ordered = np.sort(low, axis=None)
+    median = (ordered[31] + ordered[32]) * np.float32(0.5)
+    return int.from_bytes(np.packbits(low > median).tobytes(), "big")
+
+
+def _signature(frame: NDArray[np.uint8], hsv: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Colour histogram (12 hues x 4 saturations) and colour layout (6x6), together of unit length."""
+    import cv2
+
+    colours = np.sqrt(cv2.calcHist([hsv], [0, 1], None, [12, 4], [0, 180, 0, 256]).ravel())
+    colours /= float(np.linalg.norm(colours)) or 1.0
+    layout = cv2.resize(frame, (_SIGNATURE_SIDE, _SIGNATURE_SIDE), interpolation=cv2.INTER_AREA)
+    flat = layout.astype(np.float32).ravel() + np.float32(1.0)
+    flat /= float(np.linalg.norm(flat))
+    return np.concatenate([colours, flat]).astype(np.float32) * np.float32(np.sqrt(0.5))
+
+
+def merge_scores(shards: Sequence[FrameScores]) -> FrameScores:
+    """The scores of a whole clip from those of its shards, in order.
+
+    Raises ShardsDoNotFit unless every shard decoded, as the frame before its first, exactly the last
+    frame of the shard before it: then no frame is missing and none is there twice.
+    """
+    kept = [shard for shard in shards if shard.frames]
+    if not kept:
+        raise UnusableClip("holds no frame that can be decoded; the file is damaged")
+    for number, (left, right) in enumerate(zip(kept, kept[1:], strict=False), start=1):
+        if (int(left.pts[-1]), left.last_check) != (right.before_pts, right.before_check):
+            raise ShardsDoNotFit(
+                f"shard {number} ends with frame {int(left.pts[-1])} (check {left.last_check:08x}) but shard "
+                f"{number + 1} follows frame {right.before_pts} (check {right.before_check:08x})"
+            )
+    merged = {
+        field.name: np.concatenate([getattr(shard, field.name) for shard in kept])
+        for field in fields(FrameScores)
+        if field.name not in ("pixels", "before_pts", "before_check", "last_check")
+    }
+    return FrameScores(
+        pixels=kept[0].pixels,
+        before_pts=kept[0].before_pts,
+        before_check=kept[0].before_check,
+        last_check=kept[-1].last_check,
+        **merged,
+    )
+
+
+def dump_scores(scores: FrameScores) -> bytes:
+    """The scores as a compressed .npz file."""
+    out = io.BytesIO()
+    np.savez_compressed(out, **{field.name: getattr(scores, field.name) for field in fields(FrameScores)})
+    return out.getvalue()
+
+
+def load_scores(data: bytes) -> FrameScores:
+    """Scores from `dump_scores`' bytes."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+        values = {name: stored[name] for name in stored.files}
+    for name in ("pixels", "before_pts", "before_check", "last_check"):
+        values[name] = int(values[name])
+    return FrameScores(**values)

@@ -1,0 +1,117 @@
+"""Cut a montage's footage into shards of like cost, on real frame timestamps.
+
+Belongs here: the plan. Does not belong here: what is done with a shard (`frame_scores`, `proxies`).
+
+A shard owns the frames of one clip with `after_pts < pts <= until_pts`. Borders are put on keyframes:
+the shard before owns the keyframe, the shard after starts decoding at it, only to have the frame before
+its own first one, and discards what else it decodes. So borders cost one frame each, and leading pictures
+of an open GOP belong to the shard that can decode them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from montage_assets.media.clip import Clip
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One range of one clip, in the clip's time base; None is an open end."""
+
+    clip: str
+    index: int
+    count: int
+    after_pts: int | None
+    until_pts: int | None
+    cost: float
+    """Estimated pixels to decode; only ratios count."""
+
+    @property
+    def name(self) -> str:
+        """For logs: which part of which clip this is."""
+        return self.clip if self.count == 1 else f"{self.clip} [{self.index + 1}/{self.count}]"
+
+
+KeyframeBefore = Callable[[int], "int | None"]
+"""Time of the keyframe at or before a time, both in the clip's time base; None when there is none."""
+
+SHORTEST_SHARD_S = 20.0
+"""A shard costs a process and, in a cluster, a pod of 4 to 20 s; shorter pieces are not worth one."""
+
+FAST_SHORTEST_SHARD_S = 4.0
+
+
+def decode_cost(clip: Clip) -> float:
+    """Estimated decoding cost of a whole clip: its pixels."""
+    return float(clip.width) * clip.height * max(clip.frames_estimate, 1)
+
+
+def shards_per_clip(clips: Sequence[Clip], workers: int, shortest_s: float = SHORTEST_SHARD_S) -> dict[str, int]:
+    """How many shards each clip is cut into so that `workers` workers finish together.
+
+    The montage's TOTAL footage is balanced, not each clip: with many clips and few workers nobody cuts
+    anything. A clip is cut only where it alone is more than one worker's share.
+    """
+    total = sum(decode_cost(clip) for clip in clips)
+    if total <= 0:
+        return {clip.name: 1 for clip in clips}
+    share = total / max(workers, 1)
+    counts = {}
+    for clip in clips:
+        by_share = round(decode_cost(clip) / share)
+        by_length = int(clip.duration_s // shortest_s)
+        counts[clip.name] = max(1, min(by_share, by_length))
+    return counts
+
+
+def cut_into_shards(clip: Clip, count: int, keyframe_before: KeyframeBefore) -> list[Shard]:
+    """At most `count` shards of like length that cover the clip once, with borders on keyframes.
+
+    Fewer come out where the clip has too few keyframes.
+    """
+    ticks = int(clip.duration_s / clip.time_base)
+    borders: list[int] = []
+    for part in range(1, count):
+        key = keyframe_before(clip.first_pts + ticks * part // count)
+        if key is not None and key > (borders[-1] if borders else clip.first_pts):
+            borders.append(key)
+    edges: list[int | None] = [None, *borders, None]
+    ranges = list(zip(edges, edges[1:], strict=False))
+    return [
+        Shard(
+            clip=clip.name,
+            index=index,
+            count=len(ranges),
+            after_pts=after,
+            until_pts=until,
+            cost=decode_cost(clip) * _share_of(clip, after, until, ticks),
+        )
+        for index, (after, until) in enumerate(ranges)
+    ]
+
+
+def _share_of(clip: Clip, after: int | None, until: int | None, ticks: int) -> float:
+    start = clip.first_pts if after is None else after
+    end = clip.first_pts + ticks if until is None else until
+    return max(0.0, (end - start) / max(ticks, 1))
+
+
+def assign_balanced(
+    costs: Sequence[float], workers: int, speeds: Sequence[float] | None = None
+) -> list[list[int]]:
+    """Longest-first assignment of items to workers; a worker of speed 2 gets twice the cost.
+
+    Returns one list of item indexes per worker. Deterministic: ties go to the first worker and item.
+    """
+    rate = list(speeds) if speeds is not None else [1.0] * workers
+
+    loads = [0.0] * workers
+    assigned: list[list[int]] = [[] for _ in range(workers)]
+    for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        finish = [(loads[w] + costs[item]) / rate[w] for w in range(workers)]
+        best = min(range(workers), key=lambda w: (finish[w], w))
+        loads[best] += costs[item]
+        assigned[best].append(item)
+    return [sorted(items) for items in assigned]
