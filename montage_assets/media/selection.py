@@ -149,7 +149,8 @@ class _Chooser:
         raise MediaError(
             f"The shot at {float(slot.first_frame / self._plan.fps):.1f} s lasts "
             f"{float(slot.frames / self._plan.fps):.2f} s, longer than every clip "
-            f"(the longest, '{self._footage.names[longest]}', has {own_end[longest]:.2f} s); use longer clips or cut faster."
+            f"(the longest, '{self._footage.names[longest]}', has {own_end[longest]:.2f} s); "
+            f"use longer clips or cut faster."
         )
 
     # --- scores ---------------------------------------------------------------------------------------
@@ -277,7 +278,8 @@ class _Likeness:
         if row < 0:
             self._shown.insert(0, None)
         else:
-            likeness = (self._signatures @ self._signatures[row]).astype(np.float64)
+            # Not a matrix product: those wake a thread per core, and sum in an order that they choose.
+            likeness = np.einsum("ij,j->i", self._signatures, self._signatures[row]).astype(np.float64)
             self._shown.insert(0, np.clip((likeness - self._usual) / (1 - self._usual), 0.0, 1.0))
         del self._shown[len(REMEMBERED_SHOTS) :]
 
