@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 from montage_assets.media.clip import Clip
 from montage_assets.media.errors import MediaError, UnusableClip
 from montage_assets.media.ffmpeg import ffmpeg_output, input_args
-from montage_assets.media.shards import Shard
+from montage_assets.media.shards import ClipRange
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,18 +89,31 @@ class ShardsDoNotFit(MediaError):  # noqa: N818
 OnFrames = Callable[[int], None]
 
 
-def score_shard(path: Path, clip: Clip, shard: Shard, on_frames: OnFrames | None = None) -> FrameScores:
-    """Decode the frames of one shard with the pinned ffmpeg and score them.
+def score_range(
+    path: Path, clip: Clip, part: ClipRange, on_frames: OnFrames | None = None
+) -> FrameScores:
+    """Decode the frames of one range with the pinned ffmpeg and score them.
 
     `on_frames` is told the number of frames scored so far, about every 100 frames.
     Raises UnusableClip when nothing of the clip can be decoded.
     """
-    recorder = _Recorder(clip, shard)
-    for pts, frame in analysis_frames(path, clip, shard.after_pts, shard.until_pts):
+    frames = analysis_frames(path, clip, part.after_pts, part.until_pts)
+    return score_frames(frames, clip, part, on_frames)
+
+
+def score_frames(
+    frames: Iterable[tuple[int, NDArray[np.uint8]]],
+    clip: Clip,
+    part: ClipRange,
+    on_frames: OnFrames | None = None,
+) -> FrameScores:
+    """Score decoded analysis frames of one range; as `score_range`, for a caller that decodes itself."""
+    recorder = _Recorder(clip, part)
+    for pts, frame in frames:
         recorder.add(pts, frame)
         if on_frames is not None and recorder.frames % 100 == 0:
             on_frames(recorder.frames)
-    if recorder.frames == 0 and shard.count == 1:
+    if recorder.frames == 0 and part.count == 1:
         raise UnusableClip("holds no frame that can be decoded; the file is damaged")
     if on_frames is not None:
         on_frames(recorder.frames)
@@ -115,44 +128,50 @@ def analysis_size(clip: Clip) -> tuple[int, int]:
 
 
 def analysis_frames(
-    path: Path, clip: Clip, after_pts: int | None = None, until_pts: int | None = None
+    path: Path,
+    clip: Clip,
+    after_pts: int | None = None,
+    until_pts: int | None = None,
+    second_output: Sequence[str] = (),
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """(pts, BGR frame) of every frame from the one at `after_pts` (or the first) to `until_pts`.
 
-    The first yielded frame of a range with `after_pts` is the one before the range. An array is valid
-    until the next one is asked for.
+    `second_output` are ffmpeg arguments of another output that the same decoding feeds. The first yielded
+    frame of a range with `after_pts` is the one before the range. An array is valid until the next one is
+    asked for.
     """
-    limits = [until_pts] if until_pts is None else [until_pts, None]
-    for stop_reading_at in limits:
-        reached_end = yield from _frames_of_range(path, clip, after_pts, until_pts, stop_reading_at)
-        if reached_end:
+    early = 0
+    while True:
+        args = [*decode_args(path, clip, after_pts, until_pts, early), *second_output, *analysis_output_args(clip)]
+        landed = yield from _frames_of_range(args, clip, after_pts, until_pts, early)
+        if landed is None or after_pts is None:
             return
+        early = after_pts - landed
 
 
 def _frames_of_range(
-    path: Path, clip: Clip, after_pts: int | None, until_pts: int | None, stop_reading_at: int | None
-) -> Generator[tuple[int, NDArray[np.uint8]], None, bool]:
-    """Yields as `analysis_frames`. Returns False, with nothing yielded, where the seek landed too early.
+    args: Sequence[str], clip: Clip, after_pts: int | None, until_pts: int | None, early: int
+) -> Generator[tuple[int, NDArray[np.uint8]], None, int | None]:
+    """Yields as `analysis_frames`. Returns where the seek landed, with nothing yielded, if that was too early.
 
-    Ffmpeg counts the length it is to read from where it landed, so that a seek to an earlier keyframe
-    than asked for would cut off the end of the range.
+    Some containers are entered at an earlier keyframe than asked for, and ffmpeg counts the length it is to
+    read from there, which would cut off the end of the range.
     """
-    args = decode_args(path, clip, after_pts, stop_reading_at) + analysis_output_args(clip)
     held: tuple[int, NDArray[np.uint8]] | None = None
     with ffmpeg_output(args, what=f"decoding {clip.name}", level="fatal") as pipe:
         for pts, frame in read_frames(pipe, clip):
             if until_pts is not None and pts > until_pts:
-                break
+                continue  # a few at most; reading to the end lets a second output end in order
             if after_pts is not None and pts <= after_pts:
-                if pts < after_pts and held is None and stop_reading_at is not None:
-                    return False
+                if held is None and until_pts is not None and pts < after_pts - early:
+                    return pts
                 held = (pts, frame)
                 continue
             if held is not None:
                 yield held
                 held = None
             yield pts, frame
-    return True
+    return None
 
 
 def read_frames(pipe: IO[bytes], clip: Clip) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -174,11 +193,12 @@ def read_frames(pipe: IO[bytes], clip: Clip) -> Iterator[tuple[int, NDArray[np.u
 
 
 def decode_args(
-    path: Path, clip: Clip, after_pts: int | None = None, until_pts: int | None = None
+    path: Path, clip: Clip, after_pts: int | None = None, until_pts: int | None = None, early: int = 0
 ) -> list[str]:
     """ffmpeg arguments that decode a clip's pictures, with true timestamps, from `after_pts` or before.
 
-    With `until_pts` no packet is read that is decoded only after the frame at that time.
+    With `until_pts` no packet is read that is decoded only after the frame at that time. `early` is by how
+    much, in the clip's time base, the seek is known to land before `after_pts`.
     """
     # A seek a little behind the keyframe, or rounding to ffmpeg's microseconds could fall before it and land on
     # the one before; the end two ticks behind, since ffmpeg takes their difference, in whole ticks, for the length.
@@ -187,7 +207,7 @@ def decode_args(
         seek = Fraction(4 * after_pts + 1, 4) * clip.time_base + Fraction(1, 1_000_000)
         limits += ["-noaccurate_seek", "-seek_timestamp", "1", "-ss", f"{float(seek):.6f}"]
     if until_pts is not None:
-        end = (until_pts + 2) * clip.time_base + Fraction(4, 1_000_000)
+        end = (until_pts + early + 2) * clip.time_base + Fraction(4, 1_000_000)
         limits += ["-to", f"{float(end) - clip.container_start_s:.6f}"]
     return ["-copyts", *input_args(path, "-an", "-sn", "-dn", *limits)]
 
@@ -205,8 +225,8 @@ def analysis_output_args(clip: Clip) -> list[str]:
 class _Recorder:
     """Scores frames one after the other; keeps the previous frame's intermediate pictures."""
 
-    def __init__(self, clip: Clip, shard: Shard) -> None:
-        self._after = shard.after_pts
+    def __init__(self, clip: Clip, part: ClipRange) -> None:
+        self._after = part.after_pts
         self._first_pts = clip.first_pts
         self._tick_s = float(clip.time_base)
         self._pixels = 0

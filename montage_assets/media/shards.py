@@ -2,14 +2,16 @@
 
 Belongs here: the plan. Does not belong here: what is done with a shard (`frame_scores`, `proxies`).
 
-A shard owns the frames of one clip with `after_pts < pts <= until_pts`. Borders are put on keyframes:
-the shard before owns the keyframe, the shard after starts decoding at it, only to have the frame before
-its own first one, and discards what else it decodes. So borders cost one frame each, and leading pictures
-of an open GOP belong to the shard that can decode them.
+A shard is one worker's part of the montage's total footage: ranges of clips. A range owns the frames with
+`after_pts < pts <= until_pts`. Borders are put on keyframes: the range before owns the keyframe, the range
+after starts decoding at it, only to have the frame before its own first one, and discards what else it
+decodes. So a border costs one frame, and leading pictures of an open GOP belong to the range that can
+decode them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +19,7 @@ from montage_assets.media.clip import Clip
 
 
 @dataclass(frozen=True)
-class Shard:
+class ClipRange:
     """One range of one clip, in the clip's time base; None is an open end."""
 
     clip: str
@@ -27,20 +29,22 @@ class Shard:
     until_pts: int | None
     cost: float
     """Estimated pixels to decode; only ratios count."""
+    frames_estimate: int
 
     @property
-    def name(self) -> str:
+    def title(self) -> str:
         """For logs: which part of which clip this is."""
-        return self.clip if self.count == 1 else f"{self.clip} [{self.index + 1}/{self.count}]"
+        return self.clip if self.count == 1 else f"{self.clip} (part {self.index + 1} of {self.count})"
 
 
 KeyframeBefore = Callable[[int], "int | None"]
 """Time of the keyframe at or before a time, both in the clip's time base; None when there is none."""
 
-SHORTEST_SHARD_S = 20.0
-"""A shard costs a process and, in a cluster, a pod of 4 to 20 s; shorter pieces are not worth one."""
+SHORTEST_RANGE_S = 20.0
+"""A range costs a process and its borders; shorter pieces are not worth it."""
 
-FAST_SHORTEST_SHARD_S = 4.0
+LONGEST_RANGE_S = 600.0
+"""A finished range is never done again, so a killed run loses at most this much of a clip."""
 
 
 def decode_cost(clip: Clip) -> float:
@@ -48,8 +52,10 @@ def decode_cost(clip: Clip) -> float:
     return float(clip.width) * clip.height * max(clip.frames_estimate, 1)
 
 
-def shards_per_clip(clips: Sequence[Clip], workers: int, shortest_s: float = SHORTEST_SHARD_S) -> dict[str, int]:
-    """How many shards each clip is cut into so that `workers` workers finish together.
+def ranges_per_clip(
+    clips: Sequence[Clip], workers: int, shortest_s: float = SHORTEST_RANGE_S
+) -> dict[str, int]:
+    """How many ranges each clip is cut into so that `workers` workers finish together.
 
     The montage's TOTAL footage is balanced, not each clip: with many clips and few workers nobody cuts
     anything. A clip is cut only where it alone is more than one worker's share.
@@ -62,12 +68,12 @@ def shards_per_clip(clips: Sequence[Clip], workers: int, shortest_s: float = SHO
     for clip in clips:
         by_share = round(decode_cost(clip) / share)
         by_length = int(clip.duration_s // shortest_s)
-        counts[clip.name] = max(1, min(by_share, by_length))
+        counts[clip.name] = max(1, min(by_share, by_length), math.ceil(clip.duration_s / LONGEST_RANGE_S))
     return counts
 
 
-def cut_into_shards(clip: Clip, count: int, keyframe_before: KeyframeBefore) -> list[Shard]:
-    """At most `count` shards of like length that cover the clip once, with borders on keyframes.
+def cut_into_ranges(clip: Clip, count: int, keyframe_before: KeyframeBefore) -> list[ClipRange]:
+    """At most `count` ranges of like length that cover the clip once, with borders on keyframes.
 
     Fewer come out where the clip has too few keyframes.
     """
@@ -80,13 +86,14 @@ def cut_into_shards(clip: Clip, count: int, keyframe_before: KeyframeBefore) -> 
     edges: list[int | None] = [None, *borders, None]
     ranges = list(zip(edges, edges[1:], strict=False))
     return [
-        Shard(
+        ClipRange(
             clip=clip.name,
             index=index,
             count=len(ranges),
             after_pts=after,
             until_pts=until,
             cost=decode_cost(clip) * _share_of(clip, after, until, ticks),
+            frames_estimate=round(clip.frames_estimate * _share_of(clip, after, until, ticks)),
         )
         for index, (after, until) in enumerate(ranges)
     ]
@@ -106,7 +113,6 @@ def assign_balanced(
     Returns one list of item indexes per worker. Deterministic: ties go to the first worker and item.
     """
     rate = list(speeds) if speeds is not None else [1.0] * workers
-
     loads = [0.0] * workers
     assigned: list[list[int]] = [[] for _ in range(workers)]
     for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):

@@ -1,0 +1,173 @@
+"""montage.yaml: what a user may say about a montage, and what is said about a mistake in it.
+
+Belongs here: the keys, their defaults and limits, and the error texts. Does not belong here: what the
+pipeline makes of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from montage_assets.media.errors import MediaError
+
+SPEC_FILE = "montage.yaml"
+
+
+def _seconds(value: Any) -> Any:
+    """`75`, `75.5`, `1:15` and `0:01:15.5` alike, in seconds."""
+    if isinstance(value, str) and re.fullmatch(r"\d+(:\d{1,2}){1,2}(\.\d+)?", value.strip()):
+        total = 0.0
+        for part in value.strip().split(":"):
+            total = total * 60 + float(part)
+        return total
+    return value
+
+
+def _resolution(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.strip().lower().replace("×", "x")
+    return value
+
+
+def _rate(value: Any) -> Any:
+    return str(value).strip() if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+
+
+class MontageSpec(BaseModel):
+    """Every key of montage.yaml; all are optional."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    music: str | None = Field(None, description="The song, relative to the montage folder. Default: the only audio file there.")
+    music_start: Annotated[Seconds, Field(ge=0)] = Field(0.0, description="Where in the song the film starts, in seconds or m:ss.")
+    duration: Annotated[Seconds, Field(gt=0, le=6 * 3600)] | None = Field(
+        None, description="Length of the film in seconds or m:ss. Default: the song's, but no longer than the good footage."
+    )
+    resolution: Annotated[
+        str, BeforeValidator(_resolution), Field(pattern=r"^(auto|[1-9]\d{1,4}x[1-9]\d{1,4})$")
+    ] = Field("auto", description="WIDTHxHEIGHT, also vertical. Default: the size of most of the footage, at most 1080 lines.")
+    fps: Annotated[str, BeforeValidator(_rate), Field(pattern=r"^(auto|\d+(\.\d+)?|\d+/[1-9]\d*)$")] = Field(
+        "auto", description="Frames per second, e.g. 30, 23.976 or 30000/1001. Default: the rate of most of the footage."
+    )
+    framing: Literal["auto", "fill", "fit"] = Field(
+        "auto", description="Clips of another shape: crop to fill, show whole, or (auto) crop unless too much would be lost."
+    )
+    quality: Literal["preview", "standard", "high", "master"] = Field("standard", description="Picture quality of the film.")
+    codec: Literal["h264", "hevc", "av1"] = Field("h264", description="Video codec of the film.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Another seed gives another edit of the same material.")
+    detector: Literal["adaptive", "content", "hash", "histogram", "threshold"] = Field(
+        "adaptive", description="PySceneDetect's scene detector."
+    )
+    threshold: Annotated[float, Field(gt=0)] | None = Field(None, description="The detector's threshold. Default: its own.")
+    pace: Literal["calm", "normal", "fast"] = Field("normal", description="How densely the film is cut.")
+    min_shot: Annotated[float, Field(ge=0.1, le=10)] | None = Field(None, description="Shortest shot in seconds. Default: the pace's.")
+    max_shot: Annotated[float, Field(ge=0.5, le=60)] | None = Field(None, description="Longest shot in seconds. Default: the pace's.")
+    original_audio: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Level of the clips' own sound under the music, 0 to 1.")
+    loudness: Annotated[float, Field(ge=-36, le=-8)] = Field(-14.0, description="Integrated loudness of the film in LUFS.")
+
+    def size(self) -> tuple[int, int] | None:
+        """Width and height in pixels, None for auto."""
+        if self.resolution == "auto":
+            return None
+        width, height = self.resolution.split("x")
+        return int(width), int(height)
+
+    def rate(self) -> Fraction | None:
+        """Exact frame rate, None for auto."""
+        return None if self.fps == "auto" else exact_rate(self.fps)
+
+
+def exact_rate(text: str) -> Fraction:
+    """`30`, `30000/1001` or a rounded NTSC rate such as 23.976, as an exact fraction."""
+    rate = Fraction(text)
+    for nominal in (24, 30, 48, 60, 120):
+        ntsc = Fraction(nominal * 1000, 1001)
+        if rate.denominator != 1 and abs(rate - ntsc) < Fraction(6, 1000):
+            return ntsc
+    return rate
+
+
+def parse_spec(text: str, where: str) -> MontageSpec:
+    """The spec in a montage.yaml's text. Raises MediaError with one line that names the key."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", line {mark.line + 1}"
+        raise MediaError(f"{where}{line}: is not YAML ({getattr(error, 'problem', None) or 'unreadable'})") from error
+    if data is None:
+        return MontageSpec()
+    if not isinstance(data, dict):
+        raise MediaError(f"{where}: must be a list of `key: value` lines")
+    return make_spec(data, where)
+
+
+def make_spec(data: Mapping[str, Any], where: str) -> MontageSpec:
+    """A spec of these values. Raises MediaError with one line that names the key and the fault."""
+    for key in data:
+        if key not in MontageSpec.model_fields:
+            near = difflib.get_close_matches(str(key), MontageSpec.model_fields, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(MontageSpec.model_fields)}"
+            raise MediaError(f"{where}: there is no key {str(key)!r}; {hint}")
+    try:
+        spec = MontageSpec.model_validate(dict(data))
+    except ValidationError as error:
+        raise MediaError(f"{where}: {_first_fault(error)}") from error
+    return _plausible(spec, where)
+
+
+def with_overrides(spec: MontageSpec, overrides: Mapping[str, Any], where: str) -> MontageSpec:
+    """The spec with some values replaced. Raises MediaError as `make_spec`."""
+    return make_spec({**spec.model_dump(exclude_unset=True), **overrides}, where) if overrides else spec
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`key=value` of the command line; the value is read as YAML. Raises MediaError."""
+    import yaml
+
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise MediaError(f"--set {text!r}: write it as key=value, e.g. --set pace=fast")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise MediaError(f"--set {text!r}: the value cannot be read") from error
+
+
+def spec_schema() -> str:
+    """The JSON schema of montage.yaml."""
+    return json.dumps(MontageSpec.model_json_schema(), indent=2)
+
+
+def _plausible(spec: MontageSpec, where: str) -> MontageSpec:
+    size, rate = spec.size(), spec.rate()
+    if size is not None and (max(size) > 8192 or min(size) < 64 or size[0] % 2 or size[1] % 2):
+        raise MediaError(f"{where}: resolution: {spec.resolution} cannot be encoded; both sides must be even, 64 to 8192")
+    if rate is not None and not 1 <= rate <= 240:
+        raise MediaError(f"{where}: fps: {spec.fps} is not between 1 and 240")
+    if spec.min_shot and spec.max_shot and spec.min_shot > spec.max_shot:
+        raise MediaError(f"{where}: min_shot: {spec.min_shot:g} s is longer than max_shot, {spec.max_shot:g} s")
+    return spec
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    key = ".".join(str(part) for part in fault["loc"] if str(part) in MontageSpec.model_fields) or "value"
+    text = fault["msg"].replace("Input should be", "must be").replace("String should match pattern", "must match")
+    if key == "resolution":
+        text = "must be WIDTHxHEIGHT, e.g. 1920x1080, or auto"
+    if key == "fps":
+        text = "must be a number, e.g. 30, 23.976 or 30000/1001, or auto"
+    return f"{key}: {fault['input']!r}: {text}"
