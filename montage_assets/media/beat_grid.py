@@ -29,6 +29,8 @@ _USUAL_BPM, _USUAL_OCTAVES = 120.0, 1.0  # log-normal prior: half weight at 50 a
 _HARMONICS = 10
 _PHASES = 96
 _BEAT_WIDTH_S = 0.012  # standard deviation of the pulse that is laid over the onsets
+_LEAST_SPREAD = 0.08  # of the envelope (music: 0.3), so that a steady sound's ripple is no rhythm
+_WINDOWS_AT_ONCE, _TEMPOS_AT_ONCE = 256, 8000  # bound the memory for long songs
 _NEAR_S = 0.02
 _DRIFTED = 0.75  # of the window's own best phase, what the grid must reach
 _OTHER_TEMPO = 0.5  # of the window's best tempo, what the grid's tempo must reach
@@ -72,7 +74,7 @@ def tempo_prior(bpm: Floats) -> Floats:
 
 def fit_grid(envelope: Curve) -> Grid:
     """The even grid with the most evidence, weighted by `tempo_prior`; tempo and phase well under a frame."""
-    spectrum = _PulseSpectrum(envelope.astype(np.float64)[None, :])
+    spectrum = _PulseSpectrum(envelope[None, :])
     duration_s = len(envelope) / FRAMES_PER_S
     coarse = np.arange(SLOWEST_BPM, FASTEST_BPM, 15.0 / duration_s)
     best = _best_tempo(spectrum, coarse)
@@ -92,7 +94,16 @@ def check_grid(envelope: Curve, grid: Grid) -> GridFit:
     Half a beat off counts as agreeing: the loudest onsets of a chorus often stand between the beats.
     """
     windows, starts_s = envelope_windows(envelope)
-    spectrum = _PulseSpectrum(windows)
+    rhythmic = agreeing = 0
+    for some in _batches(len(windows)):
+        clear, agrees = _compare(_PulseSpectrum(windows[some]), starts_s[some], grid)
+        rhythmic += clear
+        agreeing += agrees
+    return GridFit(grid, rhythmic, agreeing)
+
+
+def _compare(spectrum: _PulseSpectrum, starts_s: Floats, grid: Grid) -> tuple[int, int]:
+    """Of these windows, how many have a clear pulse, and how many of those agree with the grid."""
     rivals = spectrum.best(tempo_axis()).max(axis=1)
     profiles = spectrum.profiles(np.array([grid.bpm]))[:, 0] * np.sqrt(spectrum.length_s * grid.bpm / 60.0)
     shift = (grid.first_s - starts_s - spectrum.origin_s) * grid.bpm / 60.0 * _PHASES
@@ -101,20 +112,20 @@ def check_grid(envelope: Curve, grid: Grid) -> GridFit:
     places = [(half + lag) % _PHASES for half in (0, _PHASES // 2) for lag in range(-near, near + 1)]
     on_grid = aligned[:, places].max(axis=1)
     own = profiles.max(axis=1)
-    rhythmic = rivals >= RHYTHMIC_Z
-    agrees = rhythmic & (on_grid >= _DRIFTED * own) & (own >= _OTHER_TEMPO * rivals)
-    return GridFit(grid, int(rhythmic.sum()), int(agrees.sum()))
+    clear = rivals >= RHYTHMIC_Z
+    agrees = clear & (on_grid >= _DRIFTED * own) & (own >= _OTHER_TEMPO * rivals)
+    return int(clear.sum()), int(agrees.sum())
 
 
-def envelope_windows(envelope: Curve) -> tuple[Floats, Floats]:
+def envelope_windows(envelope: Curve) -> tuple[Curve, Floats]:
     """The envelope in windows of WINDOW_S seconds, (w, frames), and the start of each, (w,) seconds.
 
-    They start every WINDOW_STEP_S; a shorter song is one window.
+    They start every WINDOW_STEP_S; a shorter song is one window. The windows are views of the envelope.
     """
     length = min(round(WINDOW_S * FRAMES_PER_S), len(envelope))
     step = round(WINDOW_STEP_S * FRAMES_PER_S)
     every = np.lib.stride_tricks.sliding_window_view(envelope, length)[::step]
-    return every.astype(np.float64), np.arange(len(every)) * np.float64(WINDOW_STEP_S)
+    return every, np.arange(len(every)) * np.float64(WINDOW_STEP_S)
 
 
 def tempo_axis() -> Floats:
@@ -124,15 +135,19 @@ def tempo_axis() -> Floats:
     return axis
 
 
-def window_evidence(windows: Floats, bpm: Floats) -> Floats:
+def window_evidence(windows: Curve, bpm: Floats) -> Floats:
     """Evidence (w, tempos) of the best pulse of each tempo in each window of `envelope_windows`."""
-    return _PulseSpectrum(windows).best(bpm)
+    return np.concatenate([_PulseSpectrum(windows[some]).best(bpm) for some in _batches(len(windows))])
+
+
+def _batches(count: int) -> list[slice]:
+    return [slice(first, first + _WINDOWS_AT_ONCE) for first in range(0, count, _WINDOWS_AT_ONCE)]
 
 
 class _PulseSpectrum:
     """Mean standardised onset at the beats of any pulse, for a batch of envelopes of equal length (b, n)."""
 
-    def __init__(self, envelopes: Floats) -> None:
+    def __init__(self, envelopes: Curve) -> None:
         import scipy.fft
 
         count = envelopes.shape[1]
@@ -140,7 +155,7 @@ class _PulseSpectrum:
         self.length_s = count / FRAMES_PER_S
         self.origin_s = middle / FRAMES_PER_S
         standard = envelopes - envelopes.mean(axis=1, keepdims=True)
-        standard /= np.maximum(standard.std(axis=1, keepdims=True), 1e-3)
+        standard /= np.maximum(standard.std(axis=1, keepdims=True), _LEAST_SPREAD)
         padded = scipy.fft.next_fast_len(8 * count, real=True)
         # With time zero in the middle the spectrum is smooth, and can be read between its bins.
         centred = np.zeros((len(envelopes), padded), np.float32)
@@ -150,33 +165,30 @@ class _PulseSpectrum:
         self._bin_hz = FRAMES_PER_S / padded
         self._count = count
 
-    def profiles(self, bpm: Floats) -> Floats:
+    def profiles(self, bpm: Floats) -> Curve:
         """(b, tempos, _PHASES): mean onset at beats at `origin_s` + phase * period + any whole periods."""
-        hz = bpm / 60.0
-        total = np.zeros((len(self._spectrum), len(bpm), _PHASES))
-        phase = np.arange(_PHASES) / _PHASES
-        for harmonic in range(1, _HARMONICS + 1):
-            position = np.minimum(harmonic * hz / self._bin_hz, self._spectrum.shape[1] - 2)
-            below = position.astype(np.int64)
-            part = position - below
-            value = self._spectrum[:, below] * (1.0 - part) + self._spectrum[:, below + 1] * part
-            value = value * np.exp(-0.5 * (2.0 * np.pi * harmonic * hz * _BEAT_WIDTH_S) ** 2)
-            turn = np.exp(2j * np.pi * harmonic * phase)
-            total += value.real[:, :, None] * turn.real - value.imag[:, :, None] * turn.imag
-        total *= 2.0 / self._count
-        return total
+        hz = bpm[:, None] / 60.0 * np.arange(1, _HARMONICS + 1)
+        position = np.minimum(hz / self._bin_hz, self._spectrum.shape[1] - 2)
+        below = position.astype(np.int64)
+        part = (position - below).astype(np.float32)
+        softened = np.exp(-0.5 * (2.0 * np.pi * hz * _BEAT_WIDTH_S) ** 2).astype(np.float32)
+        value = self._spectrum[:, below] * (softened * (1.0 - part))
+        value += self._spectrum[:, below + 1] * (softened * part)
+        turn = 2.0 * np.pi * np.outer(np.arange(1, _HARMONICS + 1), np.arange(_PHASES)) / _PHASES
+        waves = np.concatenate([np.cos(turn), -np.sin(turn)]).astype(np.float32) * np.float32(
+            2.0 / self._count
+        )
+        profiles: Curve = np.concatenate([value.real, value.imag], axis=2) @ waves
+        return profiles
 
     def best(self, bpm: Floats) -> Floats:
         """Evidence (b, tempos) of the best phase at every tempo."""
-        z = np.zeros((len(self._spectrum), len(bpm)))
-        for first in range(0, len(bpm), self._tempos_at_once()):
-            some = slice(first, first + self._tempos_at_once())
-            profiles = self.profiles(bpm[some])
-            z[:, some] = profiles.max(axis=2) * np.sqrt(self.length_s * bpm[some] / 60.0)
-        return z
-
-    def _tempos_at_once(self) -> int:
-        return max(1, 20_000 // len(self._spectrum))
+        at_once = max(1, _TEMPOS_AT_ONCE // len(self._spectrum))
+        parts = [
+            self.profiles(bpm[first : first + at_once]).max(axis=2) for first in range(0, len(bpm), at_once)
+        ]
+        evidence: Floats = np.concatenate(parts, axis=1) * np.sqrt(self.length_s * bpm / 60.0)
+        return evidence
 
 
 def _best_tempo(spectrum: _PulseSpectrum, bpm: Floats) -> float:
@@ -184,9 +196,9 @@ def _best_tempo(spectrum: _PulseSpectrum, bpm: Floats) -> float:
     return float(bpm[weighted.argmax()])
 
 
-def _peak(profile: Floats) -> float:
+def _peak(profile: Curve) -> float:
     """Place of a circular curve's highest point, between its samples."""
     top = int(profile.argmax())
-    before, at, after = profile[top - 1], profile[top], profile[(top + 1) % len(profile)]
+    before, at, after = (float(profile[(top + step) % len(profile)]) for step in (-1, 0, 1))
     bend = before - 2.0 * at + after
     return top + (0.5 * (before - after) / bend if bend < 0 else 0.0)

@@ -8,7 +8,7 @@ measured (`onsets`, `beat_grid`, `local_beats`) or bars and sections (`song_stru
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +26,7 @@ from montage_assets.media.song_structure import (
     find_sections,
     onset_curve,
     sound_end_s,
+    stands_between_beats,
 )
 
 ALGORITHM = "grid-local-1"
@@ -68,10 +69,13 @@ class OnsetTracker:
         end_s = sound_end_s(signals)
         fit = check_grid(envelope, fit_grid(envelope))
         if _grid_explains(fit):
-            return _on_grid(fit, end_s)
+            return _on_grid(_on_the_beat(fit, signals, end_s), end_s)
         local = track_local_beats(envelope)
         if local.rhythmic_share >= _LOCAL_LEAST_SHARE:
-            return _on_local_beats(local, fit, end_s)
+            beats_s = _to_both_ends(local.beats_s, end_s)
+            if stands_between_beats(signals, beats_s):
+                beats_s = _to_both_ends((beats_s[:-1] + beats_s[1:]) / 2.0, end_s)
+            return _on_local_beats(local, beats_s, fit)
         return _at_a_pace(signals)
 
 
@@ -110,6 +114,13 @@ def _grid_explains(fit: GridFit) -> bool:
     return fit.grid.z >= _GRID_LEAST_Z and fit.share >= _GRID_LEAST_SHARE
 
 
+def _on_the_beat(fit: GridFit, signals: SongSignals, end_s: float) -> GridFit:
+    grid = fit.grid
+    if not stands_between_beats(signals, grid.beats(end_s)):
+        return fit
+    return replace(fit, grid=replace(grid, first_s=grid.first_s + 30.0 / grid.bpm))
+
+
 def _on_grid(fit: GridFit, end_s: float) -> TrackedBeats:
     grid = fit.grid
     beats_s = grid.beats(end_s)
@@ -123,14 +134,12 @@ def _on_grid(fit: GridFit, end_s: float) -> TrackedBeats:
         confidence=fit.share * (1.0 - float(np.exp(-contrast / 0.6))),
         explanation=(
             f"One tempo of {grid.bpm:.2f} BPM explains the song: {fit.agreeing} of its {fit.rhythmic} "
-            f"stretches of {WINDOW_S:g} s with a clear pulse keep to it, and its beats stand {contrast:.1f} standard "
-            "deviations above the mean onset."
+            f"stretches of {WINDOW_S:g} s with a clear pulse keep to it."
         ),
     )
 
 
-def _on_local_beats(local: LocalBeats, fit: GridFit, end_s: float) -> TrackedBeats:
-    beats_s = _to_both_ends(local.beats_s, end_s)
+def _on_local_beats(local: LocalBeats, beats_s: Floats, fit: GridFit) -> TrackedBeats:
     slowest, fastest = float(local.path_bpm.min()), float(local.path_bpm.max())
     return TrackedBeats(
         beats_s=beats_s,
@@ -144,8 +153,8 @@ def _on_local_beats(local: LocalBeats, fit: GridFit, end_s: float) -> TrackedBea
         confidence=local.rhythmic_share * (1.0 - float(np.exp(-local.evidence / 5.0))),
         explanation=(
             f"The tempo moves between {slowest:.0f} and {fastest:.0f} BPM, so the beats were followed one by "
-            f"one (the best even grid holds in {fit.agreeing} of {fit.rhythmic} stretches); a pulse is clear in "
-            f"{100 * local.rhythmic_share:.0f} % of the song."
+            f"one (the best even grid holds in {fit.agreeing} of {fit.rhythmic} stretches); a pulse is clear "
+            f"in {100 * local.rhythmic_share:.0f} % of the song."
         ),
     )
 
@@ -173,6 +182,6 @@ def _at_a_pace(signals: SongSignals) -> TrackedBeats:
         source="pace",
         confidence=0.0,
         explanation=(
-            f"{heard}, so the beats are a calm even pace of one every {PACE_S:g} s; they follow nothing heard."
+            f"{heard}, so the beats are a calm even pace, one every {PACE_S:g} s, that follows nothing heard."
         ),
     )

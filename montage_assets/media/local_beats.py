@@ -28,7 +28,7 @@ from montage_assets.media.onsets import FRAMES_PER_S, Curve
 
 _MOVE_COST = 60.0  # of evidence, for a doubled tempo; a ramp of 1 BPM a second costs little
 _JUMP_COST = 6.0  # a new tempo at once must win this much evidence over the windows after it
-_PERIOD_COST = 40.0  # of onset strength, for a beat distance e times the period
+_PERIOD_COST = 100.0  # of onset strength, for a beat distance e times the period; 0.25 to move it by 5 %
 _SMOOTHING_S = 0.015
 
 
@@ -56,7 +56,7 @@ def track_local_beats(envelope: Curve) -> LocalBeats:
     frames_s = np.arange(len(envelope)) / FRAMES_PER_S
     period = 60.0 / np.interp(frames_s, middles_s, path_bpm) * FRAMES_PER_S
     return LocalBeats(
-        beats_s=_beat_chain(_smoothed(envelope), period) / FRAMES_PER_S,
+        beats_s=_beat_chain(_with_half_beats(_smoothed(envelope), period), period) / FRAMES_PER_S,
         path_times_s=middles_s,
         path_bpm=path_bpm,
         evidence=float(along.mean()),
@@ -101,6 +101,18 @@ def _smoothed(envelope: Curve) -> Floats:
     smooth: Floats = np.convolve(envelope.astype(np.float64), kernel / kernel.sum(), mode="same")
     spread = float(smooth.std())
     return smooth / spread if spread > 1e-6 else smooth
+
+
+def _with_half_beats(onset: Floats, period: Floats) -> Floats:
+    """The onset here, and the mean of those half a beat before and after.
+
+    Without it the chain would change to the off-beats wherever these are louder for a while. With it, which
+    of the two it is on is the same for the whole song, and is decided once, afterwards.
+    """
+    frames = np.arange(len(onset))
+    around = np.interp(frames - period / 2.0, frames, onset) + np.interp(frames + period / 2.0, frames, onset)
+    both: Floats = onset + around / 2.0
+    return both
 
 
 def _beat_chain(onset: Floats, period: Floats) -> Floats:

@@ -13,13 +13,24 @@ import numpy as np
 
 from montage_assets.media.beat_analysis import Section
 from montage_assets.media.beat_grid import Floats
-from montage_assets.media.onsets import CHROMA_FRAMES_PER_S, FRAMES_PER_S, Curve, SongSignals, running_mean
+from montage_assets.media.onsets import (
+    CHROMA_FRAMES_PER_S,
+    FRAMES_PER_S,
+    Curve,
+    SongSignals,
+    onset_envelope,
+    running_mean,
+)
 
 CURVE_HOP_FRAMES = 5
 CURVE_HOP_S = CURVE_HOP_FRAMES / FRAMES_PER_S
 
 # Weights of what marks a bar's first beat: a new chord most of all (Goto, JNMR 2001), then bass and colour.
 _BAR_MARKS = {"chord": 1.0, "harmony": 0.7, "bass": 0.6, "colour": 0.3}
+_CHORD_FLOOR = 0.002  # a chord change this small is none
+_OFF_BEAT_CLEARER = 0.1
+_BACKBEAT_WEIGHT = 1.5
+_OPENING_WEIGHT = 1.0
 _WALTZ_CLEARER = 1.5  # three beats must fit this much better than four
 _WALTZ_LEAST = 1.5
 
@@ -41,12 +52,37 @@ class Bars:
     clearness: float
 
 
+def stands_between_beats(signals: SongSignals, beats_s: Floats) -> bool:
+    """Whether these are the off-beats of the song, half a beat beside its beats.
+
+    Loud cymbals or guitars between the beats mislead an onset envelope, so three things vote, each by its
+    ratio: all onsets, the bass, and the chords, which change on beats.
+    """
+    if len(beats_s) < 8:
+        return False
+    envelope = onset_envelope(signals.onsets)
+    chroma = np.sqrt(signals.chroma.astype(np.float64))
+
+    def evidence(times_s: Floats) -> float:
+        chords = _change(chroma, times_s, 1)
+        factors = [
+            float(_accents(envelope, times_s).mean()) + 0.01,
+            float(_accents(signals.onsets[:, 0], times_s).mean()) + 0.01,
+            max(float(chords[phase::4].mean()) for phase in range(4)) + _CHORD_FLOOR,
+        ]
+        return float(np.log(factors).sum())
+
+    return evidence((beats_s[:-1] + beats_s[1:]) / 2.0) > evidence(beats_s) + _OFF_BEAT_CLEARER
+
+
 def find_bars(signals: SongSignals, beats_s: Floats) -> Bars:
     """The bars of a song with known beats: 4/4, or 3/4 where that fits clearly better."""
     if len(beats_s) < 8:
         return Bars([float(beat) for beat in beats_s[::4]], 4, 0.0)
     marks = _bar_marks(signals, beats_s)
-    scores = {meter: _phase_scores(marks, meter) for meter in (4, 3)}
+    scores = {4: _phase_scores(marks, 4) + _backbeat_scores(signals, beats_s), 3: _phase_scores(marks, 3)}
+    for meter, score in scores.items():
+        score[_first_heard(signals, beats_s) % meter] += _OPENING_WEIGHT
     waltz = scores[3].max() > max(_WALTZ_CLEARER * scores[4].max(), _WALTZ_LEAST)
     meter = 3 if waltz else 4
     ranked = np.sort(scores[meter])
@@ -117,6 +153,24 @@ def _phase_scores(marks: Floats, meter: int) -> Floats:
     return np.array(
         [marks[phase::meter].mean() * np.sqrt(len(marks[phase::meter])) for phase in range(meter)]
     )
+
+
+def _backbeat_scores(signals: SongSignals, beats_s: Floats) -> Floats:
+    """What snares on the second and fourth beat say for each phase of a 4/4 bar, mean 0."""
+    snares = _accents(signals.onsets[:, 1], beats_s) + _accents(signals.onsets[:, 2], beats_s)
+    spread = float(snares.std())
+    if spread < 1e-9:
+        return np.zeros(4)
+    phases = _phase_scores((snares - snares.mean()) / spread, 4)
+    lead = float(phases[1] + phases[3] - phases[0] - phases[2]) / 4.0
+    return _BACKBEAT_WEIGHT * lead * np.array([1.0, -1.0, 1.0, -1.0])
+
+
+def _first_heard(signals: SongSignals, beats_s: Floats) -> int:
+    """The first beat with an onset of some strength: songs mostly start at the start of a bar."""
+    strength = onset_envelope(signals.onsets)
+    accents = _accents(strength, beats_s)
+    return int(np.argmax(accents >= 0.5 * np.quantile(accents, 0.75)))
 
 
 def _accents(flux: Curve, beats_s: Floats) -> Floats:
