@@ -1,0 +1,308 @@
+"""Rendering: groups of shots become encoded segments, frame for frame.
+
+Belongs here: what a film's format is, which shots share one ffmpeg (`plan_segments`), where a source is
+sought, the filter graph of a segment, and the check that the segment has exactly the planned frames.
+Does not belong here: which shots there are (`selection`), how a picture is fitted (`picture`), encoder
+settings (`encoders`), joining and sound (`join`, `soundtrack`).
+
+Time. A shot starts at a frame of its clip, given in seconds after the clip's first frame. It is sought by
+absolute timestamp (`-seek_timestamp`), because ffmpeg otherwise counts from the container's start, which
+may be the sound's. ffmpeg keeps frames from the sought time on, so the time asked for lies 0.3 ms before
+the frame: more than any rounding on the way (microseconds, and 0.5 ticks of the stream's time base, which
+is rounded to the nearest), less than the distance of any two frames (1 ms in the coarsest common case,
+Matroska). The midpoint between two frames, otherwise the natural choice, is wrong where a tick is a
+frame, as in AVI: half a tick may be rounded either way.
+
+MPEG program and transport streams have no index. ffmpeg lands on any packet there, and the decoder then
+skips to the next keyframe, which may lie behind the shot's start. For them the last keyframe that is shown
+at or before the start is looked up first, the seek goes to a point before it, and `trim` drops the rest.
+
+Memory. Every source of a command is open at once, whether its turn has come or not: measured 13 frames of
+the source's size each (160 MB for 8-bit 4K). `plan_segments` bounds them; the rest, 0.5 GB for a 4K film
+with six x264 threads, does not depend on the sources or their length.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from montage_assets.media.clip import Clip
+from montage_assets.media.encoders import (
+    Codec,
+    EncodedStream,
+    Encoder,
+    Quality,
+    encode_flags,
+    read_encoded_stream,
+    software_encoder,
+)
+from montage_assets.media.errors import FfmpegFailed, MediaError
+from montage_assets.media.ffmpeg import READABLE_FORMATS, Progress, input_args, input_path, run_ffmpeg
+from montage_assets.media.picture import Framing, picture_chain
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+SEGMENT_SECONDS = 9
+MOST_SHOTS = 24
+FRAMES_HELD_PER_SOURCE = 13
+OPEN_SOURCES_BYTES = 1_000_000_000
+
+SEEK_MARGIN_S = Fraction(3, 10_000)
+
+# More threads change no frame of one shot, but zscale and gblur cut the picture into as many bands as there
+# are threads and round differently at their edges: the number is part of the result.
+FILTER_THREADS = 2
+DECODER_THREADS = 2
+
+CONTAINERS_WITHOUT_INDEX = frozenset({"mpegts", "mpeg"})
+# Covers the time by which a keyframe is decoded before it is shown.
+INDEXLESS_SEEK_BACK_S = Fraction(1)
+FIRST_LOOK_BACK_S = Fraction(2)
+
+# A clip may end a frame before its nominal length; its last frame then stands that much longer.
+FRAMES_HELD_AT_CLIP_END = 2
+
+
+@dataclass(frozen=True)
+class OutputFormat:
+    """What every segment of a film is: even size in pixels, exact frame rate, codec, quality, framing."""
+
+    width: int
+    height: int
+    fps: Fraction
+    codec: Codec = "h264"
+    quality: Quality = "standard"
+    framing: Framing = "auto"
+
+
+@dataclass(frozen=True)
+class RenderShot:
+    """`frames` film frames from `path`, starting `in_time_s` seconds after the clip's first video frame."""
+
+    path: Path
+    clip: Clip
+    in_time_s: Fraction
+    frames: int
+
+
+@dataclass(frozen=True)
+class RenderedSegment:
+    """A finished segment. `codec_hash` is equal for segments that join without a re-encode.
+
+    `cpu_s` is what this process's children used meanwhile: the segment's own, unless others ran alongside.
+    """
+
+    path: Path
+    frames: int
+    encoder: str
+    codec_hash: str
+    size_bytes: int
+    cpu_s: float
+
+
+def plan_segments(
+    shots: Sequence[RenderShot], fps: Fraction, *, target_s: float = SEGMENT_SECONDS
+) -> list[range]:
+    """Cut the film into groups of consecutive shots, one ffmpeg each; each range indexes `shots`.
+
+    The groups are as equal in length as shots allow, about `target_s` seconds, with no more sources open
+    than memory bears. Depends on the shots alone, never on who renders them. O(shots x MOST_SHOTS).
+    """
+    total = sum(shot.frames for shot in shots)
+    if total == 0:
+        return []
+    count = max(1, round(total / (fps * Fraction(target_s))))
+    ideal = Fraction(total, count)
+    best: list[Fraction] = [Fraction(0)]
+    start_of_group_ending: list[int] = [0]
+    for end in range(1, len(shots) + 1):
+        options: list[tuple[Fraction, int]] = []
+        frames = open_bytes = 0
+        for start in range(end - 1, max(-1, end - 1 - MOST_SHOTS), -1):
+            frames += shots[start].frames
+            open_bytes += open_source_bytes(shots[start].clip)
+            if open_bytes > OPEN_SOURCES_BYTES and start < end - 1:
+                break
+            options.append((best[start] + (frames - ideal) ** 2, start))
+        cost, start = min(options)
+        best.append(cost)
+        start_of_group_ending.append(start)
+    groups: list[range] = []
+    end = len(shots)
+    while end > 0:
+        groups.append(range(start_of_group_ending[end], end))
+        end = start_of_group_ending[end]
+    return groups[::-1]
+
+
+def open_source_bytes(clip: Clip) -> int:
+    """Memory that one open source takes in a command, in bytes (4:2:0; more bits take two bytes a sample)."""
+    sample_bytes = 2 if clip.bit_depth > 8 else 1
+    return clip.width * clip.height * 3 // 2 * sample_bytes * FRAMES_HELD_PER_SOURCE
+
+
+def render_segment(
+    shots: Sequence[RenderShot],
+    fmt: OutputFormat,
+    out_path: Path,
+    *,
+    encoder: Encoder | None = None,
+    name: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RenderedSegment:
+    """Encode `shots`, one after another, into `out_path`, whose suffix should be `encoder.container.suffix`.
+
+    `encoder` is the codec's software encoder unless given; `name` names the segment in errors.
+    The file appears whole or not at all. Raises FfmpegFailed when ffmpeg fails, or when the segment does
+    not have exactly the shots' frames or does not start with a keyframe; MediaError for settings that
+    cannot be.
+    """
+    if not shots:
+        raise MediaError(f"Segment {out_path.name} has no shots; there is nothing to render")
+    encoder = encoder or software_encoder(fmt.codec)
+    what = f"Rendering {name or out_path.stem} ({_clip_names(shots)})"
+    unfinished = out_path.with_name(f".{out_path.name}.{os.getpid()}.part")
+    cpu_before = _children_cpu_s()
+    try:
+        run_ffmpeg(segment_args(shots, fmt, encoder, unfinished), what=what, on_progress=on_progress)
+        written = read_encoded_stream(unfinished)
+        _refuse_wrong_frames(written, sum(shot.frames for shot in shots), what)
+        size = unfinished.stat().st_size
+        unfinished.replace(out_path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return RenderedSegment(
+        path=out_path,
+        frames=written.frames,
+        encoder=encoder.name,
+        codec_hash=written.parameters,
+        size_bytes=size,
+        cpu_s=_children_cpu_s() - cpu_before,
+    )
+
+
+def segment_args(
+    shots: Sequence[RenderShot], fmt: OutputFormat, encoder: Encoder, out_path: Path
+) -> list[str]:
+    """ffmpeg's arguments that render `shots` into `out_path`. Looks into sources that have no index."""
+    inputs: list[str] = []
+    chains: list[str] = []
+    for index, shot in enumerate(shots):
+        options, skip_s = _seek(shot)
+        inputs += input_args(
+            shot.path, "-threads", str(DECODER_THREADS), "-reinit_filter", "0", "-an", "-sn", "-dn", *options
+        )
+        chains.append(f"[{index}:V:0]{_shot_chain(shot, fmt, skip_s, str(index))}[s{index}]")
+    pads = "".join(f"[s{index}]" for index in range(len(shots)))
+    one_film = f"concat=n={len(shots)}:v=1:a=0,settb={1 / fmt.fps},setpts=N"
+    graph = ";".join([*chains, ",".join([f"{pads}{one_film}", *encoder.filters]) + "[film]"])
+    return [
+        *encoder.device_flags,
+        "-filter_complex_threads", str(FILTER_THREADS),
+        *inputs,
+        "-filter_complex", graph,
+        "-map", "[film]",
+        "-r", str(fmt.fps), "-fps_mode", "cfr",
+        "-frames:v", str(sum(shot.frames for shot in shots)),
+        *encode_flags(encoder, fmt.quality, fmt.fps),
+        "-map_metadata", "-1", "-fflags", "+bitexact",
+        *encoder.container.flags,
+        "-f", encoder.container.muxer,
+        str(out_path.absolute()),
+    ]  # fmt: skip
+
+
+def _shot_chain(shot: RenderShot, fmt: OutputFormat, skip_s: Fraction, label: str) -> str:
+    """Cut and rate first or picture first, whichever leaves fewer frames to scale."""
+    start = [f"trim=start={_seconds(skip_s)}"] if skip_s else []
+    start.append("setpts=PTS-STARTPTS")
+    rate = [
+        f"fps={fmt.fps}",
+        f"tpad=stop_mode=clone:stop={FRAMES_HELD_AT_CLIP_END}",
+        f"trim=end_frame={shot.frames}",
+    ]
+    picture = [picture_chain(shot.clip, fmt.width, fmt.height, fmt.framing, label)]
+    repeats_frames = not shot.clip.variable_rate and shot.clip.fps < fmt.fps
+    return ",".join(start + (picture + rate if repeats_frames else rate + picture))
+
+
+def _seek(shot: RenderShot) -> tuple[list[str], Fraction]:
+    """Input options that seek to the shot's start, and how much later in the opened stream the shot begins.
+
+    The clip's first frame needs no seek.
+    """
+    if shot.in_time_s <= 0:
+        return [], Fraction(0)
+    clip = shot.clip
+    start = clip.first_pts * clip.time_base + shot.in_time_s - SEEK_MARGIN_S
+    if CONTAINERS_WITHOUT_INDEX.isdisjoint(clip.container.split(",")):
+        return ["-seek_timestamp", "1", "-ss", _seconds(start)], Fraction(0)
+    seek_to = keyframe_at_or_before(shot.path, start) - INDEXLESS_SEEK_BACK_S
+    return ["-seek_timestamp", "1", "-ss", _seconds(seek_to)], start - seek_to
+
+
+def keyframe_at_or_before(path: Path, time_s: Fraction) -> Fraction:
+    """When the decoder must be fed to show the frame at `time_s`: absolute seconds, by packet timestamps.
+
+    That is the time of the last keyframe shown at or before it, or the stream's start when there is none.
+    Unlike `keyframes.keyframe_finder` this looks further back when a seek lands behind the keyframe, as it
+    does in files without an index. Raises MediaError when the file cannot be read.
+    """
+    import av
+
+    options = {"protocol_whitelist": "file", "format_whitelist": READABLE_FORMATS}
+    try:
+        with av.open(input_path(path), options=options, metadata_errors="ignore") as container:
+            stream = container.streams.video[0]
+            time_base = Fraction(stream.time_base or 1)
+            begin = (stream.start_time or 0) * time_base
+            look_back = FIRST_LOOK_BACK_S
+            while time_s - look_back > begin:
+                container.seek(int((time_s - look_back) / time_base), stream=stream)
+                last = _last_keyframe(container.demux(stream), time_s / time_base)
+                if last is not None:
+                    return last * time_base
+                look_back *= 4
+            return begin
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise MediaError(f"{path.name} could not be read ({error}); replace the file") from error
+
+
+def _last_keyframe(packets: Iterable[Packet[VideoStream]], wanted: Fraction) -> int | None:
+    found: int | None = None
+    for packet in packets:
+        if packet.is_keyframe and packet.pts is not None and packet.pts <= wanted:
+            found = packet.pts
+        if packet.dts is not None and packet.dts > wanted:
+            break
+    return found
+
+
+def _refuse_wrong_frames(written: EncodedStream, planned: int, what: str) -> None:
+    if written.frames != planned:
+        raise FfmpegFailed(
+            f"{what} gave {written.frames} frames instead of {planned}; a clip may be damaged or have "
+            "changed: run again, and take the clip out if this comes back"
+        )
+    if not written.starts_with_keyframe:
+        raise FfmpegFailed(f"{what} gave a segment that does not start with a keyframe; use another encoder")
+
+
+def _clip_names(shots: Sequence[RenderShot]) -> str:
+    return ", ".join(dict.fromkeys(shot.clip.name for shot in shots))
+
+
+def _children_cpu_s() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _seconds(value: Fraction) -> str:
+    return f"{float(value):.6f}"
