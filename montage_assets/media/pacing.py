@@ -463,7 +463,14 @@ MID_BAR_COST = 0.15
 WEAK_BEAT_COST = 0.3
 BETWEEN_BEATS_COST = 0.6
 ACCENT_GAIN = 0.2
-"""Costs of cutting on a pulse, in units of a shot that is half or double its wanted length."""
+NEW_PACE_GAIN = 0.5
+"""Costs and gains of cutting on a pulse; a shot of twice its wanted length costs 2, one of half of it 0.5."""
+
+NEARLY = 0.01
+"""Beats: how far from a whole number a count of beats may be."""
+
+RIGID = 8.0
+"""How much more a deviation costs where the pace is fixed by number: only the last shot may differ then."""
 
 
 @dataclass(frozen=True)
@@ -484,6 +491,7 @@ class _Nodes:
     cut_cost: Floats
     section_start: NDArray[np.bool_]
     wanted_beats: Floats
+    rigidity: float
 
 
 def _nodes(pulses: _Pulses, song: _Song, film_frames: int, duration_s: float, fps: Fraction) -> _Nodes:
@@ -496,12 +504,12 @@ def _nodes(pulses: _Pulses, song: _Song, film_frames: int, duration_s: float, fp
     on_bar = song.on_downbeat(times)
     sections = song.section_starts(times)
     position = _beat_positions(times, between, song.period_s)
-    cost = _cut_costs(times, between, on_bar, position, song)
+    # Without bar lines, music still moves in fours from where something begins; believed half as much.
+    counted = on_bar.any()
+    place = _place_in_bar(position, on_bar if counted else sections, song.bar)
 
     framed_times = np.concatenate([[0.0], times, [duration_s]])
-    new_bar = np.concatenate([[True], on_bar, [False]])
-    if not on_bar.any():
-        new_bar = np.diff(np.floor(np.concatenate([[-1.0], framed_times / (4 * song.period_s)]))) > 0
+    new_bar = np.concatenate([[True], on_bar | (np.abs(place) < NEARLY), [False]])
     new_section = np.concatenate([[True], sections, [False]])
     if len(times):
         ends = (
@@ -510,13 +518,18 @@ def _nodes(pulses: _Pulses, song: _Song, film_frames: int, duration_s: float, fp
         )
     else:
         ends = (0.0, duration_s / song.period_s)
+    wanted = song.wanted_beats(framed_times, new_bar, new_section)
+    cut_cost = np.zeros(len(framed_times))
+    cut_cost[1:-1] = _cut_costs(times, between, place, 1.0 if counted else 0.5, wanted[1:-1], song)
+    cut_cost[1:-1] -= np.where(wanted[1:-1] != wanted[:-2], NEW_PACE_GAIN, 0.0)
     return _Nodes(
         times_s=framed_times,
         frames=np.concatenate([[0], all_frames[inside], [film_frames]]),
         beat_position=np.concatenate([[ends[0]], position, [ends[1]]]),
-        cut_cost=np.concatenate([[0.0], cost, [0.0]]),
+        cut_cost=cut_cost,
         section_start=np.concatenate([[False], sections, [False]]),
-        wanted_beats=song.wanted_beats(framed_times, new_bar, new_section),
+        wanted_beats=wanted,
+        rigidity=RIGID if song.even or song.pace.beats_per_shot is not None else 1.0,
     )
 
 
@@ -536,18 +549,26 @@ def _beat_positions(times: Floats, between: NDArray[np.bool_], period_s: float) 
     return positions
 
 
+def _place_in_bar(position: Floats, bar_starts: NDArray[np.bool_], bar: int) -> Floats:
+    """Beats since the last bar line, counted on by whole bars where lines are missing."""
+    if not len(position):
+        return np.zeros(0)
+    lines = position[bar_starts] if bar_starts.any() else position[:1]
+    since = position - lines[np.maximum(np.searchsorted(lines, position, "right") - 1, 0)]
+    place: Floats = np.mod(since + NEARLY / 2, bar) - NEARLY / 2
+    return place
+
+
 def _cut_costs(
-    times: Floats, between: NDArray[np.bool_], on_bar: NDArray[np.bool_], position: Floats, song: _Song
+    times: Floats, between: NDArray[np.bool_], place: Floats, belief: float, wanted: Floats, song: _Song
 ) -> Floats:
     if song.even or song.pace.beats_per_shot is not None:
         return np.where(between, BETWEEN_BEATS_COST, 0.0)
-    cost = np.zeros(len(times))
-    if on_bar.any():
-        bar_starts = position[on_bar]
-        since = position - bar_starts[np.maximum(np.searchsorted(bar_starts, position, "right") - 1, 0)]
-        mid_bar = np.abs(np.mod(since, song.bar) - song.bar / 2) < 0.01
-        cost = np.where(on_bar, 0.0, np.where(mid_bar, MID_BAR_COST, WEAK_BEAT_COST))
-    cost = np.where(between, BETWEEN_BEATS_COST, cost)
+    mid_bar = np.abs(place - song.bar / 2) < NEARLY
+    weak = np.where(np.abs(place) < NEARLY, 0.0, np.where(mid_bar, MID_BAR_COST, WEAK_BEAT_COST))
+    # The longer shots are held, the more a cut beside the bar line jars.
+    held = np.clip(2 * wanted / song.bar, 1.0, 3.0)
+    cost = np.where(between, BETWEEN_BEATS_COST, belief * weak * held)
     accented: Floats = cost - ACCENT_GAIN * (song.accents(times) - 0.5)
     return accented
 
@@ -584,6 +605,8 @@ def _cheapest_path(nodes: _Nodes, limits: _Limits) -> list[int]:
         off = np.log2(np.maximum(ratio, 1e-6)) ** 2 * ratio
         if node == count - 1:
             off *= np.where(ratio > 1, 0.5, 2.0)  # the last shot may linger, and must not be a stub
+        else:
+            off *= nodes.rigidity
         skipped = sections_before[node] - sections_before[befores + 1]
         total = cost[befores] + off + SKIPPED_SECTION_COST * skipped + too_long
         best = int(np.argmin(np.round(total, 9)))

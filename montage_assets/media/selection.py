@@ -79,11 +79,24 @@ def usable_footage_s(clips: Sequence[ClipSignals]) -> float:
     return whole_seconds(good_stretches_s(lay_out(clips)))
 
 
-def longest_scene_s(clips: Sequence[ClipSignals]) -> float:
-    """Length of the longest stretch that one shot can show; 0 when there is no frame. For `plan_cuts`."""
+def longest_scene_s(clips: Sequence[ClipSignals], film_s: float | None = None) -> float:
+    """Length of the longest stretch that one shot can show, for `pacing.plan_cuts`; 0 when there is no frame.
+
+    With the film's length it is the longest shot that half of the film could be made of without repeating
+    (or half of the footage, when that is less): one long clip among short ones then sets no pace that only
+    it can keep.
+    """
     if not any(len(clip.times_s) for clip in clips):
         return 0.0
-    return float(good_stretches_s(lay_out(clips)).max())
+    stretches = good_stretches_s(lay_out(clips))
+    if film_s is None:
+        return float(stretches.max())
+    enough = min(film_s, float(stretches.sum())) / 2
+    lengths = np.unique(stretches)[::-1]
+    supply = (float(np.floor(stretches / length + SAME_MOMENT_S).sum() * length) for length in lengths)
+    return next(
+        (float(length) for length, s in zip(lengths, supply, strict=True) if s >= enough), float(lengths[-1])
+    )
 
 
 def select_shots(plan: CutPlan, clips: Sequence[ClipSignals], seed: int) -> list[Shot]:
@@ -189,7 +202,7 @@ class _Chooser:
             if kind == "flash":
                 cost += np.where(share > 0, FLASH_COST, 0.0)
             else:
-                cost += np.where(share > 0, UNUSABLE_COST * (0.1 + share), 0.0)
+                cost += np.where(share > 0, UNUSABLE_COST * (0.3 + share), 0.0)
         cost += self._reuse_costs(slot, options)
         cost += FRAGMENT_COST * self._stock.shots_lost(slot.index, options)
         if self._previous is not None:
