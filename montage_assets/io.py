@@ -75,7 +75,7 @@ def _is_asset(context: dg.InputContext | dg.OutputContext) -> bool:
 def _key(context: dg.OutputContext) -> str:
     if _is_asset(context):
         return layout.record(context.partition_key, context.asset_key.path[-1])
-    return layout.step_record(list(context.get_run_scoped_output_identifier()))
+    return layout.step_record(list(context.get_identifier()))
 
 
 @dg.io_manager

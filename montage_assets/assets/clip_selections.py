@@ -1,0 +1,137 @@
+"""clip_selections: the edit. Where the film cuts, and which piece of which clip fills each shot."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import dagster as dg
+
+from montage_assets.assets import shard_steps
+from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, by_name, data_root
+from montage_assets.assets.footage import Footage
+from montage_assets.assets.scene_shards import Scenes
+from montage_assets.data_root import DataRoot
+from montage_assets.failures import plain_failures
+from montage_assets.media import frame_scores
+from montage_assets.media.beat_analysis import BeatAnalysis
+from montage_assets.media.clip import ClipSignals
+from montage_assets.media.edit_list import EditList, EditMusic, cut_errors_s
+from montage_assets.media.film_format import film_rate, film_size
+from montage_assets.media.pacing import choose_duration, pace_named, plan_cuts
+from montage_assets.media.selection import longest_scene_s, select_shots, usable_footage_s
+from montage_assets.media.signals import clip_signals
+from montage_assets.partitions import montage_partitions
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The edit, and what the user should know of how it came about."""
+
+    edit: EditList
+    notes: list[str]
+
+
+@dg.asset(
+    partitions_def=montage_partitions,
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"python", "numpy"},
+    op_tags={TASK_TAG: "clip_selection"},
+    description="The edit: cuts on beats, and for each shot the piece of footage that fits it best, with reasons.",
+)
+def clip_selections(
+    context: dg.AssetExecutionContext, footage: Footage, scene_shards: Scenes, beats: BeatAnalysis
+) -> dg.MaterializeResult[Selection]:
+    """Decide the edit of one montage."""
+    root = data_root()
+    with plain_failures():
+        selection = select(root, footage, scene_shards, beats)
+    for note in selection.notes:
+        context.log.info(note)
+    return dg.MaterializeResult(value=selection, metadata=_metadata(selection.edit, selection.notes))
+
+
+def select(root: DataRoot, footage: Footage, scenes: Scenes, beats: BeatAnalysis) -> Selection:
+    """The edit of the measured footage to the analysed song. Raises MediaError when none is possible."""
+    spec = footage.spec
+    signals = _signals(root, footage, scenes)
+    usable = [clip for clip in footage.clips if any(clip.name == signal.clip for signal in signals)]
+    width, height = film_size(usable, spec.size())
+    fps = film_rate(usable, spec.rate())
+    pace = pace_named(spec.pace, min_shot_s=spec.min_shot, max_shot_s=spec.max_shot)
+    duration_s, why = choose_duration(
+        beats.duration_s, spec.music_start, usable_footage_s(signals), spec.duration, beats
+    )
+    plan = plan_cuts(
+        beats,
+        music_start_s=spec.music_start,
+        duration_s=duration_s,
+        fps=fps,
+        pace=pace,
+        longest_scene_s=longest_scene_s(signals),
+    )
+    shots = select_shots(plan, signals, spec.seed)
+    edit = EditList(
+        fps=fps,
+        width=width,
+        height=height,
+        frames=plan.frames,
+        seed=spec.seed,
+        music=EditMusic(
+            file=footage.music.source.rpartition("/")[2],
+            start_s=spec.music_start,
+            beats_s=plan.beats_s,
+            downbeats_s=plan.downbeats_s,
+            tempo_bpm=plan.tempo_bpm,
+        ),
+        shots=shots,
+        left_out=sorted([*footage.left_out, *scenes.left_out], key=lambda entry: entry.clip),
+    )
+    return Selection(edit, [f"Length of the film: {why}", beats.explanation, *plan.notes])
+
+
+def _signals(root: DataRoot, footage: Footage, scenes: Scenes) -> list[ClipSignals]:
+    clips = by_name(footage.clips)
+    return [
+        clip_signals(
+            clips[found.clip],
+            frame_scores.load_scores(root.read_bytes(shard_steps.scores_key(clips[found.clip]))),
+            found,
+        )
+        for found in scenes.scenes
+    ]
+
+
+def _metadata(edit: EditList, notes: Sequence[str]) -> dict[str, dg.MetadataValue]:
+    errors = cut_errors_s(edit)
+    return {
+        "shots": dg.MetadataValue.int(len(edit.shots)),
+        "length (s)": dg.MetadataValue.float(round(float(Fraction(edit.frames) / edit.fps), 3)),
+        "size": dg.MetadataValue.text(f"{edit.width}x{edit.height}, {float(edit.fps):.5g} fps"),
+        "worst cut-to-beat error (ms)": dg.MetadataValue.float(round(1000 * max(errors, default=0.0), 2)),
+        "notes": dg.MetadataValue.md("\n".join(f"- {note}" for note in notes)),
+        "shot table": shot_table(edit),
+    }
+
+
+def shot_table(edit: EditList) -> dg.MetadataValue:
+    """Every shot with its source, length and reasons, for the UI."""
+    names = list(dict.fromkeys(name for shot in edit.shots for name in shot.reasons))
+    rows = []
+    for shot in edit.shots:
+        start_s = round(float(Fraction(shot.first_frame) / edit.fps), 3)
+        length_s = round(float(Fraction(shot.frames) / edit.fps), 3)
+        row: dict[str, str | int | float | bool | None] = {
+            "shot": shot.id,
+            "at (s)": start_s,
+            "length (s)": length_s,
+            "clip": shot.clip,
+            "from (s)": round(shot.source_start_s, 3),
+            "score": round(shot.score, 3),
+        }
+        row |= {name: round(shot.reasons[name], 2) if name in shot.reasons else None for name in names}
+        rows.append(dg.TableRecord(row))
+    kinds = {"shot": "int", "clip": "string"}
+    columns = ["shot", "at (s)", "length (s)", "clip", "from (s)", "score", *names]
+    schema = dg.TableSchema([dg.TableColumn(name, kinds.get(name, "float")) for name in columns])
+    return dg.MetadataValue.table(rows[:500], schema=schema)

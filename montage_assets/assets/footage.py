@@ -1,0 +1,286 @@
+"""footage: look into every file of a montage's folder once; refuse what is broken and say why."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+import dagster as dg
+
+from montage_assets import layout
+from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, clip_source, data_root, montage_of
+from montage_assets.data_root import DataRoot, StoredFile
+from montage_assets.failures import plain_failures
+from montage_assets.io import dump_record, load_record
+from montage_assets.media.clip import Clip, LeftOut
+from montage_assets.media.errors import MediaError, UnusableClip
+from montage_assets.media.ffmpeg import ffmpeg_version
+from montage_assets.media.fingerprint import fingerprint_of, result_key
+from montage_assets.media.ingest import AUDIO_SUFFIXES, ingest_clip, media_kind
+from montage_assets.media.pictures import contact_sheet
+from montage_assets.metadata import picture
+from montage_assets.partitions import montage_partitions, montages_in, no_such_montage
+from montage_assets.spec import SPEC_FILE, MontageSpec, parse_spec, with_overrides
+
+ALGORITHM = 1
+"""Part of every ingest result's key."""
+
+
+@dataclass(frozen=True)
+class MusicFile:
+    """The song: its data-root key (or absolute path) and its content's fingerprint."""
+
+    source: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """A file whose fingerprint is known as long as its version (size and time, or ETag) stays the same."""
+
+    name: str
+    version: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Footage:
+    """All that goes into one montage."""
+
+    montage: str
+    folder: str
+    """Data-root key or absolute path of the folder that the clips' names are relative to."""
+    spec: MontageSpec
+    clips: list[Clip]
+    left_out: list[LeftOut]
+    music: MusicFile
+    files: list[KnownFile]
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What ingest found out about one content, stored by its fingerprint. `reason` is set when refused."""
+
+    clip: Clip | None
+    reason: str | None
+
+
+class FootageConfig(dg.Config):
+    """Where the footage is, if not in the data root's input folder, and values that overrule montage.yaml."""
+
+    folder: str | None = None
+    music: str | None = None
+    overrides: dict[str, Any] = {}
+
+
+@dg.asset(
+    partitions_def=montage_partitions,
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"python", "ffmpeg"},
+    op_tags={TASK_TAG: "metadata"},
+    description="Clips and song of the montage: probed, fingerprinted; what is broken is left out, with the reason.",
+)
+def footage(context: dg.AssetExecutionContext, config: FootageConfig) -> dg.MaterializeResult[Footage]:
+    """Probe the folder of one montage."""
+    root = data_root()
+    with plain_failures():
+        found = survey(root, montage_of(context), config, context.log.info)
+    if not context.instance.has_dynamic_partition("montage", montage_of(context)):
+        context.instance.add_dynamic_partitions("montage", [montage_of(context)])
+    for left_out in found.left_out:
+        context.log.warning(f"{left_out.clip} is left out: it {left_out.reason}")
+    return dg.MaterializeResult(value=found, metadata=_metadata(root, found))
+
+
+def survey(root: DataRoot, montage: str, config: FootageConfig, log: Any) -> Footage:
+    """Ingest a montage's folder. Raises MediaError with one line when no montage can be made of it."""
+    before = _footage_before(root, montage)
+    folder = _folder(root, montage, config, before)
+    files = _files(root, folder, montage)
+    spec = _spec(root, folder, files, config)
+    music_source = _music_source(root, folder, files, spec, config)
+    known = {file.name: file for file in before.files} if before else {}
+    clips, left_out, seen = [], [], []
+    for file in files:
+        source = clip_source(folder, file.name)
+        if source == music_source or media_kind(file.name) in ("other", "audio"):
+            continue
+        if media_kind(file.name) == "still":
+            left_out.append(LeftOut(file.name, "is a still picture; only moving pictures are used"))
+            continue
+        entry = _known_file(root, source, file, known)
+        seen.append(entry)
+        result = _ingested(root, source, file.name, entry.fingerprint)
+        if result.clip is None:
+            left_out.append(LeftOut(file.name, result.reason or "cannot be used"))
+        else:
+            clips.append(replace(result.clip, name=file.name))
+            log(f"{file.name}: {_in_words(result.clip)}")
+    if not clips:
+        raise MediaError(_nothing_usable(root, folder, left_out))
+    music_entry = _known_music(root, music_source, known)
+    return Footage(
+        montage=montage,
+        folder=folder,
+        spec=spec,
+        clips=clips,
+        left_out=left_out,
+        music=MusicFile(music_source, music_entry.fingerprint),
+        files=[*seen, music_entry],
+    )
+
+
+def thumbnail_key(clip: Clip) -> str:
+    """Where the picture of a clip lies."""
+    return layout.result("thumbnails", _ingest_key(clip.fingerprint), ".jpg")
+
+
+def _folder(root: DataRoot, montage: str, config: FootageConfig, before: Footage | None) -> str:
+    if config.folder:
+        return config.folder
+    if montage in montages_in(root):
+        return layout.input_folder(montage)
+    if before is not None and root.folder_exists(before.folder):
+        return before.folder
+    raise MediaError(no_such_montage(montage, montages_in(root), root))
+
+
+def _footage_before(root: DataRoot, montage: str) -> Footage | None:
+    key = layout.record(montage, "footage")
+    if not root.exists(key):
+        return None
+    try:
+        record = load_record(root.read_bytes(key))
+    except ValueError:  # an older version's record; it is only a shortcut
+        return None
+    return record if isinstance(record, Footage) else None
+
+
+def _files(root: DataRoot, folder: str, montage: str) -> list[StoredFile]:
+    if not root.folder_exists(folder):
+        raise MediaError(f"there is no folder {root.where(folder)}; check its spelling")
+    return root.list_files(folder, recursive=montage != layout.DEFAULT_MONTAGE or folder != layout.INPUT)
+
+
+def _spec(root: DataRoot, folder: str, files: Sequence[StoredFile], config: FootageConfig) -> MontageSpec:
+    spec = MontageSpec()
+    if any(file.name == SPEC_FILE for file in files):
+        where = clip_source(folder, SPEC_FILE)
+        spec = parse_spec(root.read_bytes(where).decode("utf-8", "replace"), root.where(where))
+    return with_overrides(spec, config.overrides, "--set")
+
+
+def _music_source(
+    root: DataRoot, folder: str, files: Sequence[StoredFile], spec: MontageSpec, config: FootageConfig
+) -> str:
+    if config.music:
+        if not root.exists(config.music):
+            raise MediaError(f"the song {config.music} is not there; check its spelling")
+        return config.music
+    if spec.music:
+        source = clip_source(folder, spec.music)
+        if PurePosixPath(spec.music).is_absolute() or ".." in PurePosixPath(spec.music).parts:
+            raise MediaError(f"music: {spec.music!r} lies outside the montage's folder; copy the song into it")
+        if not root.exists(source):
+            raise MediaError(f"the song {spec.music!r} that montage.yaml names is not in {root.where(folder)}")
+        return source
+    songs = [file.name for file in files if PurePosixPath(file.name).suffix.lower() in AUDIO_SUFFIXES]
+    if not songs:
+        raise MediaError(f"there is no song in {root.where(folder)}; put one audio file there, or name one with --music")
+    if len(songs) > 1:
+        raise MediaError(
+            f"there are {len(songs)} songs in {root.where(folder)} ({', '.join(songs)}); "
+            f"name one in montage.yaml, e.g. music: {songs[0]}"
+        )
+    return clip_source(folder, songs[0])
+
+
+def _known_file(root: DataRoot, source: str, file: StoredFile, known: dict[str, KnownFile]) -> KnownFile:
+    entry = known.get(file.name)
+    if entry is not None and entry.version == file.version:
+        return entry
+    return KnownFile(file.name, file.version, _fingerprint(root, source))
+
+
+def _known_music(root: DataRoot, source: str, known: dict[str, KnownFile]) -> KnownFile:
+    folder, _, name = source.rpartition("/")
+    file = next((file for file in root.list_files(folder, recursive=False) if file.name == name), None)
+    if file is None:
+        raise MediaError(f"the song {root.where(source)} is not there; check its spelling")
+    return _known_file(root, source, StoredFile(f"music:{source}", file.size, file.version), known)
+
+
+def _fingerprint(root: DataRoot, source: str) -> str:
+    path = root.local_file(source)
+    with path.open("rb") as stream:
+        return fingerprint_of(stream, path.stat().st_size)
+
+
+def _ingest_key(fingerprint: str) -> str:
+    return result_key(fingerprint=fingerprint, algorithm=ALGORITHM, ffmpeg=ffmpeg_version())
+
+
+def _ingested(root: DataRoot, source: str, name: str, fingerprint: str) -> IngestResult:
+    """The result of an earlier ingest of the same content, else of a new one."""
+    key = _ingest_key(fingerprint)
+    stored = layout.result("ingest", key, ".json")
+    if root.exists(stored):
+        return _as_ingest_result(load_record(root.read_bytes(stored)))
+    try:
+        ingested = ingest_clip(root.local_file(source), name, fingerprint)
+    except UnusableClip as error:
+        result = IngestResult(None, str(error))
+    else:
+        root.write_bytes(layout.result("thumbnails", key, ".jpg"), ingested.thumbnail)
+        result = IngestResult(ingested.clip, None)
+    root.write_bytes(stored, dump_record(result))
+    return result
+
+
+def _as_ingest_result(record: Any) -> IngestResult:
+    assert isinstance(record, IngestResult)
+    return record
+
+
+def _nothing_usable(root: DataRoot, folder: str, left_out: Sequence[LeftOut]) -> str:
+    if not left_out:
+        return f"there is no video in {root.where(folder)}; put clips there"
+    reasons = "; ".join(f"{entry.clip} {entry.reason}" for entry in left_out[:5])
+    more = f"; and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+    return f"none of the {len(left_out)} files in {root.where(folder)} can be used: {reasons}{more}"
+
+
+def _in_words(clip: Clip) -> str:
+    traits = [f"{clip.display_width}x{clip.display_height}", f"{float(clip.fps):.4g} fps", clip.codec]
+    if clip.rotation:
+        traits.append(f"turned {clip.rotation}°")
+    if clip.variable_rate:
+        traits.append("variable frame rate")
+    if clip.transfer != "sdr":
+        traits.append(f"HDR ({clip.transfer.upper()})")
+    if clip.interlaced:
+        traits.append("interlaced")
+    traits.append({0: "no sound", 1: "mono sound"}.get(clip.audio_channels, "sound"))
+    return f"{clip.duration_s:.2f} s, " + ", ".join(traits)
+
+
+def _metadata(root: DataRoot, found: Footage) -> dict[str, dg.MetadataValue]:
+    shown = found.clips[:24]
+    sheet = contact_sheet([root.read_bytes(thumbnail_key(clip)) for clip in shown], [clip.name for clip in shown])
+    left_out = [dg.TableRecord({"clip": entry.clip, "reason": entry.reason}) for entry in found.left_out]
+    return {
+        "clips": dg.MetadataValue.int(len(found.clips)),
+        "left out": dg.MetadataValue.int(len(found.left_out)),
+        "length (s)": dg.MetadataValue.float(round(sum(clip.duration_s for clip in found.clips), 2)),
+        "size (MB)": dg.MetadataValue.float(round(sum(clip.size_bytes for clip in found.clips) / 1e6, 1)),
+        "music": dg.MetadataValue.path(root.where(found.music.source)),
+        "thumbnails": picture(sheet, "one picture of each clip"),
+        "clip table": dg.MetadataValue.table(
+            [dg.TableRecord({"clip": clip.name, "what it is": _in_words(clip)}) for clip in found.clips],
+            schema=dg.TableSchema([dg.TableColumn("clip"), dg.TableColumn("what it is")]),
+        ),
+        "left out table": dg.MetadataValue.table(
+            left_out, schema=dg.TableSchema([dg.TableColumn("clip"), dg.TableColumn("reason")])
+        ),
+    }

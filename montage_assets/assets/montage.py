@@ -1,0 +1,168 @@
+"""montage: the segments joined, the song under them at the right loudness, the film and its edit list."""
+
+import tempfile
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import dagster as dg
+
+from montage_assets import layout
+from montage_assets.assets.clip_selections import Selection
+from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, by_name, clip_source, data_root, montage_of
+from montage_assets.assets.footage import Footage
+from montage_assets.assets.rendered_segments import Segments, output_format
+from montage_assets.data_root import DataRoot
+from montage_assets.failures import plain_failures
+from montage_assets.io import load_record
+from montage_assets.media import edit_list as edit_lists
+from montage_assets.media import join, soundtrack
+from montage_assets.media.beat_analysis import BeatAnalysis
+from montage_assets.media.edit_list import EditList
+from montage_assets.media.ffmpeg import ffmpeg_version
+from montage_assets.media.fingerprint import result_key
+from montage_assets.media.pictures import beat_chart
+from montage_assets.media.render import RenderedSegment, RenderShot
+from montage_assets.media.soundtrack import FilmSound
+from montage_assets.metadata import picture
+from montage_assets.partitions import montage_partitions
+
+
+@dataclass(frozen=True)
+class Film:
+    """The finished film. `made_of` is the key of everything that went into it."""
+
+    film: str
+    edit_list: str
+    made_of: str
+    frames: int
+    duration_s: float
+    size_bytes: int
+    sound: FilmSound
+    reencoded: list[int]
+
+
+@dg.asset(
+    partitions_def=montage_partitions,
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"ffmpeg"},
+    op_tags={TASK_TAG: "final_render"},
+    description="The film: segments joined without loss, the song faded and set to its loudness, the edit list beside it.",
+)
+def montage(
+    context: dg.AssetExecutionContext,
+    footage: Footage,
+    beats: BeatAnalysis,
+    clip_selections: Selection,
+    rendered_segments: Segments,
+) -> dg.MaterializeResult[Film]:
+    """Join, score and publish one montage."""
+    root = data_root()
+    name = montage_of(context)
+    made_of = _made_of(footage, clip_selections.edit, rendered_segments)
+    with plain_failures():
+        film = _film_before(root, name, made_of)
+        if film is None:
+            film = make_film(root, name, footage, clip_selections.edit, rendered_segments, made_of)
+        else:
+            context.log.info("nothing has changed; the film is as it was")
+    context.log.info(f"the film is at {root.where(film.film)}")
+    return dg.MaterializeResult(
+        value=film,
+        metadata={
+            "film": dg.MetadataValue.path(root.where(film.film)),
+            "edit list": dg.MetadataValue.path(root.where(film.edit_list)),
+            "length (s)": dg.MetadataValue.float(round(film.duration_s, 3)),
+            "frames": dg.MetadataValue.int(film.frames),
+            "size (MB)": dg.MetadataValue.float(round(film.size_bytes / 1e6, 2)),
+            "loudness (LUFS)": dg.MetadataValue.float(round(film.sound.after.integrated_lufs, 2)),
+            "true peak (dBTP)": dg.MetadataValue.float(round(film.sound.after.true_peak_dbtp, 2)),
+            "segments re-encoded to join": dg.MetadataValue.int(len(film.reencoded)),
+            "song, beats and cuts": picture(beat_chart(beats, clip_selections.edit), "song, beats and cuts", "png"),
+        },
+    )
+
+
+def make_film(
+    root: DataRoot, name: str, footage: Footage, edit: EditList, segments: Segments, made_of: str
+) -> Film:
+    """Join the segments, put the song under them, publish film and edit list. Raises MediaError."""
+    fmt = output_format(edit, footage.spec)
+    rendered = [
+        RenderedSegment(
+            path=root.local_file(segment.key),
+            frames=segment.frames,
+            encoder=segment.encoder,
+            codec_hash=segment.codec_hash,
+            size_bytes=segment.size_bytes,
+            cpu_s=segment.cpu_seconds,
+        )
+        for segment in segments.segments
+    ]
+    with root.writing(layout.film(name)) as out, tempfile.TemporaryDirectory(dir=out.parent, prefix=".joined-") as folder:
+        joined = join.join_segments(rendered, fmt, Path(folder) / "joined.mp4")
+        sound = soundtrack.mux_film(
+            joined.path,
+            root.local_file(footage.music.source),
+            out,
+            music_start_s=edit.music.start_s,
+            frames=edit.frames,
+            fps=edit.fps,
+            codec=fmt.codec,
+            shots=_shots_with_sound(root, footage, edit),
+            original_audio=footage.spec.original_audio,
+            target_lufs=footage.spec.loudness,
+        )
+        size = out.stat().st_size
+        root.write_bytes(layout.edit_list(name), edit_lists.to_json(edit).encode())
+    return Film(
+        film=layout.film(name),
+        edit_list=layout.edit_list(name),
+        made_of=made_of,
+        frames=edit.frames,
+        duration_s=float(Fraction(edit.frames) / edit.fps),
+        size_bytes=size,
+        sound=sound,
+        reencoded=joined.reencoded,
+    )
+
+
+def _made_of(footage: Footage, edit: EditList, segments: Segments) -> str:
+    return result_key(
+        segments=[segment.key for segment in segments.segments],
+        music=footage.music.fingerprint,
+        edit=edit_lists.to_json(edit),
+        original_audio=footage.spec.original_audio,
+        loudness=footage.spec.loudness,
+        algorithm=soundtrack.ALGORITHM,
+        ffmpeg=ffmpeg_version(),
+    )
+
+
+def _film_before(root: DataRoot, name: str, made_of: str) -> Film | None:
+    """The film as it stands, when it was made of the same things and is still there whole."""
+    record = layout.record(name, "montage")
+    if not root.exists(record):
+        return None
+    try:
+        film = load_record(root.read_bytes(record))
+    except ValueError:  # an older version's record; the film is made again
+        return None
+    if not isinstance(film, Film) or film.made_of != made_of or not root.exists(film.edit_list):
+        return None
+    sizes = {file.name: file.size for file in root.list_files(film.film.rpartition("/")[0], recursive=False)}
+    return film if sizes.get(layout.FILM) == film.size_bytes else None
+
+
+def _shots_with_sound(root: DataRoot, footage: Footage, edit: EditList) -> list[RenderShot]:
+    if footage.spec.original_audio == 0:
+        return []
+    clips = by_name(footage.clips)
+    shots = []
+    for shot in edit.shots:
+        clip = clips[shot.clip]
+        ticks = round(Fraction(shot.source_start_s) / clip.time_base)
+        path = root.local_file(clip_source(footage.folder, shot.clip))
+        shots.append(RenderShot(path, clip, ticks * clip.time_base, shot.frames))
+    return shots

@@ -1,0 +1,250 @@
+"""rendered_segments: groups of consecutive shots, encoded; one step per segment."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import PurePosixPath
+
+import dagster as dg
+
+from montage_assets import layout
+from montage_assets.assets.clip_selections import Selection
+from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, by_name, clip_source, data_root, mapping_key
+from montage_assets.assets.footage import Footage
+from montage_assets.assets.proxies import Proxies
+from montage_assets.data_root import DataRoot
+from montage_assets.failures import plain_failures
+from montage_assets.io import dump_record, load_record
+from montage_assets.media import render
+from montage_assets.media.clip import Clip
+from montage_assets.media.edit_list import EditList, Shot
+from montage_assets.media.encoders import encode_flags, software_encoder
+from montage_assets.media.ffmpeg import Progress, ffmpeg_version
+from montage_assets.media.fingerprint import result_key
+from montage_assets.media.render import OutputFormat, RenderShot
+from montage_assets.partitions import montage_partitions
+from montage_assets.progress import FrameCounter
+from montage_assets.spec import MontageSpec
+
+
+@dataclass(frozen=True)
+class ShotSource:
+    """One shot to render: where its pixels come from (the clip, or its proxy for a preview)."""
+
+    source: str
+    """Data-root key or absolute path."""
+    clip: Clip
+    in_time_s: Fraction
+    frames: int
+
+
+@dataclass(frozen=True)
+class SegmentTask:
+    """One segment to encode."""
+
+    index: int
+    count: int
+    key: str
+    """Data-root key of the finished segment."""
+    shots: list[ShotSource]
+    format: OutputFormat
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """All segments of the film in order, encoded or not."""
+
+    segments: list[SegmentTask]
+
+
+@dataclass(frozen=True)
+class SegmentReport:
+    """One finished segment."""
+
+    index: int
+    key: str
+    frames: int
+    encoder: str
+    codec_hash: str
+    size_bytes: int
+    seconds: float
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The finished segments of the film, in order."""
+
+    segments: list[SegmentReport]
+    encoded_now: int
+
+
+@dg.op(
+    out={"plan": dg.Out(SegmentPlan), "segments": dg.DynamicOut(SegmentTask)},
+    tags={TASK_TAG: "metadata"},
+)
+def plan_segments(
+    context: dg.OpExecutionContext, footage: Footage, proxies: Proxies, clip_selections: Selection
+) -> Iterator[dg.Output[SegmentPlan] | dg.DynamicOutput[SegmentTask]]:
+    """Group the shots; ask for the segments that are not encoded yet."""
+    with plain_failures():
+        root = data_root()
+        plan = segment_plan(footage, proxies, clip_selections.edit)
+        missing = [task for task in plan.segments if not root.exists(_report_key(task))]
+    context.log.info(f"{len(plan.segments) - len(missing)} of {len(plan.segments)} segments are encoded already")
+    yield dg.Output(plan, "plan")
+    for task in missing:
+        yield dg.DynamicOutput(task, mapping_key("segment", task.index + 1), output_name="segments")
+
+
+@dg.op(tags={TASK_TAG: "gpu_encoding"})
+def encode_segment(context: dg.OpExecutionContext, task: SegmentTask) -> SegmentReport:
+    """Encode one segment."""
+    with plain_failures():
+        report = _encode(data_root(), task, context)
+    context.add_output_metadata({"encoder": report.encoder, "frames": report.frames, "bytes": report.size_bytes})
+    return report
+
+
+@dg.op(tags={TASK_TAG: "metadata"})
+def collect_segments(
+    context: dg.OpExecutionContext, plan: SegmentPlan, encoded: list[SegmentReport]
+) -> Segments:
+    """All segments of the film in order, whoever encoded them and when."""
+    with plain_failures():
+        root = data_root()
+        reports = [_as_report(load_record(root.read_bytes(_report_key(task)))) for task in plan.segments]
+    context.add_output_metadata(
+        {
+            "segments": len(reports),
+            "encoded now": len(encoded),
+            "size (MB)": round(sum(report.size_bytes for report in reports) / 1e6, 2),
+            "encoders": ", ".join(sorted({report.encoder for report in reports})),
+            "segment table": _table(reports),
+        }
+    )
+    return Segments(reports, len(encoded))
+
+
+@dg.graph_asset(
+    partitions_def=montage_partitions,
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"ffmpeg"},
+    description="Groups of consecutive shots, encoded as video-only segments that join without a re-encode.",
+)
+def rendered_segments(footage: Footage, proxies: Proxies, clip_selections: Selection) -> Segments:
+    """Plan, encode and collect the segments of one montage."""
+    plan, segments = plan_segments(footage, proxies, clip_selections)
+    return collect_segments(plan, segments.map(encode_segment).collect())  # type: ignore[no-any-return]
+
+
+def output_format(edit: EditList, spec: MontageSpec) -> OutputFormat:
+    """What every segment of this film is."""
+    return OutputFormat(edit.width, edit.height, edit.fps, spec.codec, spec.quality, spec.framing)
+
+
+def segment_plan(footage: Footage, proxies: Proxies, edit: EditList) -> SegmentPlan:
+    """The film's segments. Depends on the edit alone, never on who renders it."""
+    fmt = output_format(edit, footage.spec)
+    clips = by_name(footage.clips)
+    small = {proxy.name: proxy for proxy in proxies.proxies} if footage.spec.quality == "preview" else {}
+    sources = []
+    for shot in edit.shots:
+        clip = clips[shot.clip]
+        if shot.clip in small:
+            sources.append(_source(small[shot.clip].key, small[shot.clip].clip, shot))
+        else:
+            sources.append(_source(clip_source(footage.folder, shot.clip), clip, shot))
+    groups = render.plan_segments([_render_shot(source, "") for source in sources], edit.fps)
+    tasks = []
+    for index, group in enumerate(groups):
+        shots = [sources[position] for position in group]
+        tasks.append(SegmentTask(index, len(groups), _segment_key(shots, fmt), shots, fmt))
+    return SegmentPlan(tasks)
+
+
+def _source(source: str, clip: Clip, shot: Shot) -> ShotSource:
+    # The shot's seconds are the rounded form of a whole number of the clip's ticks.
+    ticks = round(Fraction(shot.source_start_s) / clip.time_base)
+    return ShotSource(source, clip, ticks * clip.time_base, shot.frames)
+
+
+def _render_shot(source: ShotSource, path: str) -> RenderShot:
+    from pathlib import Path
+
+    return RenderShot(Path(path), source.clip, source.in_time_s, source.frames)
+
+
+def _segment_key(shots: Sequence[ShotSource], fmt: OutputFormat) -> str:
+    encoder = software_encoder(fmt.codec)
+    key = result_key(
+        shots=[
+            [shot.clip.fingerprint, shot.clip.width, shot.clip.codec, str(shot.in_time_s), shot.frames]
+            for shot in shots
+        ],
+        format=[fmt.width, fmt.height, str(fmt.fps), fmt.framing],
+        flags=encode_flags(encoder, fmt.quality, fmt.fps),
+        algorithm=render.ALGORITHM,
+        ffmpeg=ffmpeg_version(),
+    )
+    return layout.result("segments", key, encoder.container.suffix)
+
+
+def _report_key(task: SegmentTask) -> str:
+    return str(PurePosixPath(task.key).with_suffix(".json"))
+
+
+def _as_report(record: object) -> SegmentReport:
+    assert isinstance(record, SegmentReport)
+    return record
+
+
+def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -> SegmentReport:
+    title = f"segment {task.index + 1} of {task.count}"
+    counter = FrameCounter(context.log.info, title, sum(shot.frames for shot in task.shots))
+    shots = [_render_shot(shot, str(root.local_file(shot.source))) for shot in task.shots]
+
+    def on_progress(progress: Progress) -> None:
+        counter(progress.frames)
+
+    with root.writing(task.key) as path:
+        done = render.render_segment(shots, task.format, path, name=title, on_progress=on_progress)
+    report = SegmentReport(
+        index=task.index,
+        key=task.key,
+        frames=done.frames,
+        encoder=done.encoder,
+        codec_hash=done.codec_hash,
+        size_bytes=done.size_bytes,
+        seconds=round(counter.seconds, 3),
+        cpu_seconds=round(done.cpu_s, 3),
+    )
+    # Written after the segment itself: its presence says that the segment is whole.
+    root.write_bytes(_report_key(task), dump_record(report))
+    return report
+
+
+def _table(reports: Sequence[SegmentReport]) -> dg.MetadataValue:
+    rows = [
+        dg.TableRecord(
+            {
+                "segment": report.index + 1,
+                "frames": report.frames,
+                "encoder": report.encoder,
+                "seconds": report.seconds,
+                "frames per second": round(report.frames / max(report.seconds, 1e-3), 1),
+                "size (MB)": round(report.size_bytes / 1e6, 2),
+            }
+        )
+        for report in reports
+    ]
+    columns = [
+        dg.TableColumn("segment", "int"),
+        dg.TableColumn("frames", "int"),
+        dg.TableColumn("encoder"),
+        dg.TableColumn("seconds", "float"),
+        dg.TableColumn("frames per second", "float"),
+        dg.TableColumn("size (MB)", "float"),
+    ]
+    return dg.MetadataValue.table(rows, schema=dg.TableSchema(columns))

@@ -1,0 +1,151 @@
+"""scene_shards: per-frame scores of every clip, one step per shard; then the scenes, decided once."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from montage_assets.assets import shard_steps
+from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, data_root, mapping_key
+from montage_assets.assets.footage import Footage
+from montage_assets.assets.proxies import Proxies, report_table
+from montage_assets.assets.shard_steps import ShardPlan, ShardReport, ShardTask
+from montage_assets.failures import plain_failures
+from montage_assets.media.clip import Clip, LeftOut
+from montage_assets.media.errors import MediaError, UnusableClip
+from montage_assets.media.scenes import SceneList, detect_scenes
+from montage_assets.partitions import montage_partitions
+from montage_assets.settings import Settings
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """The scenes of every usable clip."""
+
+    scenes: list[SceneList]
+    left_out: list[LeftOut]
+    reports: list[ShardReport]
+
+
+@dg.op(
+    out={"plan": dg.Out(ShardPlan), "shards": dg.DynamicOut(ShardTask)},
+    tags={TASK_TAG: "metadata"},
+)
+def plan_scene_shards(
+    context: dg.OpExecutionContext, footage: Footage, proxies: Proxies
+) -> Iterator[dg.Output[ShardPlan] | dg.DynamicOutput[ShardTask]]:
+    """Find the ranges without scores and share them among the workers."""
+    with plain_failures():
+        root = data_root()
+        unusable = {entry.clip for entry in proxies.left_out}
+        clips = [
+            clip
+            for clip in footage.clips
+            if clip.name not in unusable and not root.exists(shard_steps.scores_key(clip))
+        ]
+        workers = shard_steps.workers_for(clips, Settings.from_environment())
+        plan, shards = shard_steps.plan_shards(root, footage.folder, clips, workers, with_proxy=False)
+    todo = sum(len(shard.tasks) for shard in shards)
+    context.log.info(f"{len(footage.clips) - len(clips)} clips are scored already; {todo} parts are to do")
+    yield dg.Output(plan, "plan")
+    for shard in shards:
+        yield dg.DynamicOutput(shard, mapping_key("shard", shard.index + 1), output_name="shards")
+
+
+@dg.op(tags={TASK_TAG: "cpu_scene_detection"})
+def score_shard(context: dg.OpExecutionContext, shard: ShardTask) -> ShardReport:
+    """Decode the ranges of one shard once; write the scores of their frames."""
+    with plain_failures():
+        return shard_steps.do_shard(data_root(), shard, context.log)
+
+
+@dg.op(tags={TASK_TAG: "metadata"})
+def merge_scenes(
+    context: dg.OpExecutionContext,
+    footage: Footage,
+    proxies: Proxies,
+    plan: ShardPlan,
+    reports: list[ShardReport],
+) -> Scenes:
+    """Put the scores of every clip together and run the detector once over them."""
+    with plain_failures():
+        result = _merge(context, footage, proxies, plan, reports)
+    context.add_output_metadata(
+        {
+            "scenes": sum(len(scenes.starts) for scenes in result.scenes),
+            "cuts": sum(len(scenes.cuts) for scenes in result.scenes),
+            "detector": footage.spec.detector,
+            "left out": len(result.left_out),
+            "shards": report_table(reports),
+            "scene table": _scene_table(result.scenes),
+        }
+    )
+    return result
+
+
+@dg.graph_asset(
+    partitions_def=montage_partitions,
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"ffmpeg", "opencv"},
+    description="Every frame of every clip scored in shards; scenes decided once by PySceneDetect over all scores.",
+)
+def scene_shards(footage: Footage, proxies: Proxies) -> Scenes:
+    """Plan, score and merge the scene shards of one montage."""
+    plan, shards = plan_scene_shards(footage, proxies)
+    return merge_scenes(footage, proxies, plan, shards.map(score_shard).collect())  # type: ignore[no-any-return]
+
+
+def _merge(
+    context: dg.OpExecutionContext,
+    footage: Footage,
+    proxies: Proxies,
+    plan: ShardPlan,
+    reports: Sequence[ShardReport],
+) -> Scenes:
+    root = data_root()
+    left_out = {entry.clip: entry for entry in [*proxies.left_out, *shard_steps.failures_in(reports)]}
+    found = []
+    for clip in footage.clips:
+        if clip.name in left_out:
+            continue
+        try:
+            parts = plan.ranges.get(clip.name, [])
+            scores = shard_steps.merged_scores(root, footage.folder, clip, parts, context.log)
+            _refuse_mostly_lost(clip, scores.frames)
+        except UnusableClip as error:
+            context.log.warning(f"{clip.name} is left out: it {error}")
+            left_out[clip.name] = LeftOut(clip.name, str(error))
+        else:
+            found.append(detect_scenes(clip, scores, footage.spec.detector, footage.spec.threshold))
+    if not found:
+        raise MediaError(f"no clip of {footage.montage} can be decoded: " + _reasons(left_out.values()))
+    return Scenes(found, sorted(left_out.values(), key=lambda entry: entry.clip), list(reports))
+
+
+def _refuse_mostly_lost(clip: Clip, frames: int) -> None:
+    """A clip that loses a tenth of its frames in decoding is damaged in more places than those."""
+    expected = min(clip.frames_estimate, round(clip.duration_s * clip.fps))
+    if frames < 0.9 * expected - 2:
+        raise UnusableClip(f"is damaged: only {frames} of its {expected} frames can be decoded; copy it again")
+
+
+def _reasons(left_out: Iterable[LeftOut]) -> str:
+    return "; ".join(f"{entry.clip} {entry.reason}" for entry in left_out)
+
+
+def _scene_table(scenes: Sequence[SceneList]) -> dg.MetadataValue:
+    rows = []
+    for found in scenes:
+        starts_s = [0.0, *found.cuts_s]
+        for number, (frame, start_s) in enumerate(zip(found.starts, starts_s, strict=True), start=1):
+            rows.append(
+                dg.TableRecord({"clip": found.clip, "scene": number, "first frame": frame, "start (s)": start_s})
+            )
+    columns = [
+        dg.TableColumn("clip"),
+        dg.TableColumn("scene", "int"),
+        dg.TableColumn("first frame", "int"),
+        dg.TableColumn("start (s)", "float"),
+    ]
+    return dg.MetadataValue.table(rows[:500], schema=dg.TableSchema(columns))

@@ -1,0 +1,226 @@
+"""The plan and the work that `proxies` and `scene_shards` share: ranges of clips, scored once each.
+
+Belongs here: which ranges are still to do, their bundling into one shard per worker, and what a shard's step
+does. Results are content-addressed, so a range is never done twice, whoever did it.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from montage_assets import layout
+from montage_assets.assets.common import clip_source
+from montage_assets.data_root import DataRoot
+from montage_assets.media import frame_scores, proxies
+from montage_assets.media.clip import Clip, LeftOut
+from montage_assets.media.errors import MediaError, UnusableClip
+from montage_assets.media.ffmpeg import ffmpeg_version
+from montage_assets.media.fingerprint import result_key
+from montage_assets.media.frame_scores import FrameScores
+from montage_assets.media.keyframes import keyframe_finder
+from montage_assets.media.shards import (
+    ClipRange,
+    assign_balanced,
+    cut_into_ranges,
+    decode_cost,
+    ranges_per_clip,
+)
+from montage_assets.progress import FrameCounter
+from montage_assets.settings import Settings
+
+_WORTH_A_WORKER = 4e10
+"""Pixels to decode (about 11 minutes of 1080p at 30 fps) from which another process pays for itself."""
+
+
+@dataclass(frozen=True)
+class RangeTask:
+    """One range to decode, and whether a proxy is made of it on the way."""
+
+    clip: Clip
+    part: ClipRange
+    with_proxy: bool
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One step's work."""
+
+    folder: str
+    index: int
+    count: int
+    tasks: list[RangeTask]
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """How the clips that are not done yet were cut; handed to the merge, which must not guess it anew."""
+
+    clips: list[Clip]
+    ranges: dict[str, list[ClipRange]]
+
+
+@dataclass(frozen=True)
+class RangeReport:
+    """How one range went; `failure` is set when its clip cannot be used."""
+
+    clip: str
+    part: int
+    parts: int
+    frames: int
+    seconds: float
+    cpu_seconds: float
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """How one shard's step went."""
+
+    index: int
+    ranges: list[RangeReport]
+
+
+def scores_key(clip: Clip) -> str:
+    """Where the scores of a whole clip lie."""
+    return layout.result("scores", _analysis_key(clip), ".npz")
+
+
+def proxy_key(clip: Clip) -> str:
+    """Where the proxy of a whole clip lies."""
+    return layout.result("proxies", _proxy_result_key(clip), ".mp4")
+
+
+def range_scores_key(clip: Clip, part: ClipRange) -> str:
+    """Where the scores of one range lie."""
+    return layout.result("score_parts", _range_key(_analysis_key(clip), part), ".npz")
+
+
+def range_proxy_key(clip: Clip, part: ClipRange) -> str:
+    """Where the proxy of one range lies."""
+    return layout.result("proxy_parts", _range_key(_proxy_result_key(clip), part), ".nut")
+
+
+def workers_for(clips: Sequence[Clip], settings: Settings) -> int:
+    """How many shards: as set, else one for every 11 minutes of 1080p, at most half the cores."""
+    if settings.workers is not None:
+        return settings.workers
+    worth = int(sum(decode_cost(clip) for clip in clips) / _WORTH_A_WORKER)
+    return max(1, min(worth, (os.cpu_count() or 1) // 2))
+
+
+def plan_shards(
+    root: DataRoot, folder: str, clips: Sequence[Clip], workers: int, *, with_proxy: bool
+) -> tuple[ShardPlan, list[ShardTask]]:
+    """Cut clips into ranges and bundle those still to do into at most `workers` shards of like cost."""
+    counts = ranges_per_clip(clips, workers)
+    ranges = {clip.name: _cut(root, folder, clip, counts[clip.name]) for clip in clips}
+    tasks = [RangeTask(clip, part, with_proxy) for clip in clips for part in ranges[clip.name]]
+    undone = [task for task in tasks if not _is_done(root, task)]
+    shares = assign_balanced([task.part.cost for task in undone], workers)
+    bundles = [[undone[item] for item in share] for share in shares if share]
+    shards = [ShardTask(folder, index, len(bundles), bundle) for index, bundle in enumerate(bundles)]
+    return ShardPlan(list(clips), ranges), shards
+
+
+def _is_done(root: DataRoot, task: RangeTask) -> bool:
+    """Whether an earlier run finished this range."""
+    if not root.exists(range_scores_key(task.clip, task.part)):
+        return False
+    return not task.with_proxy or root.exists(range_proxy_key(task.clip, task.part))
+
+
+def do_shard(root: DataRoot, shard: ShardTask, log: Any) -> ShardReport:
+    """Decode every range of a shard and store what it gives. A broken clip is reported, not raised."""
+    return ShardReport(shard.index, [_do_range(root, shard.folder, task, log) for task in shard.tasks])
+
+
+def merged_scores(root: DataRoot, folder: str, clip: Clip, parts: Sequence[ClipRange], log: Any) -> FrameScores:
+    """The scores of a whole clip: stored ones, else those of its ranges put together.
+
+    Where ranges do not fit together (a file whose keyframes are none), the clip is scored again in one piece.
+    Raises UnusableClip.
+    """
+    key = scores_key(clip)
+    if root.exists(key):
+        return frame_scores.load_scores(root.read_bytes(key))
+    pieces = [frame_scores.load_scores(root.read_bytes(range_scores_key(clip, part))) for part in parts]
+    try:
+        scores = frame_scores.merge_scores(pieces)
+    except frame_scores.ShardsDoNotFit as error:
+        log.warning(f"{clip.name}: scored again in one piece, since its parts do not fit together: {error}")
+        whole = whole_range(clip)
+        path = root.local_file(clip_source(folder, clip.name))
+        scores = frame_scores.score_range(path, clip, whole, FrameCounter(log.info, clip.name, clip.frames_estimate))
+    root.write_bytes(key, frame_scores.dump_scores(scores))
+    return scores
+
+
+def whole_range(clip: Clip) -> ClipRange:
+    """A clip as one range."""
+    return ClipRange(clip.name, 0, 1, None, None, decode_cost(clip), clip.frames_estimate)
+
+
+def failures_in(reports: Sequence[ShardReport]) -> list[LeftOut]:
+    """The clips that could not be decoded, one entry each."""
+    found = {part.clip: part.failure for report in reports for part in report.ranges if part.failure}
+    return [LeftOut(clip, reason) for clip, reason in sorted(found.items()) if reason]
+
+
+def _analysis_key(clip: Clip) -> str:
+    return result_key(source=clip.fingerprint, algorithm=frame_scores.ALGORITHM, ffmpeg=ffmpeg_version())
+
+
+def _proxy_result_key(clip: Clip) -> str:
+    return result_key(source=clip.fingerprint, algorithm=proxies.ALGORITHM, ffmpeg=ffmpeg_version())
+
+
+def _range_key(whole: str, part: ClipRange) -> str:
+    return result_key(whole=whole, after=part.after_pts, until=part.until_pts)
+
+
+def _cut(root: DataRoot, folder: str, clip: Clip, count: int) -> list[ClipRange]:
+    if count == 1:
+        return [whole_range(clip)]
+    with keyframe_finder(root.local_file(clip_source(folder, clip.name)), clip) as keyframe_before:
+        return cut_into_ranges(clip, count, keyframe_before)
+
+
+def _do_range(root: DataRoot, folder: str, task: RangeTask, log: Any) -> RangeReport:
+    counter = FrameCounter(log.info, task.part.title, task.part.frames_estimate)
+    cpu_before = _cpu_seconds()
+    failure = None
+    frames = 0
+    try:
+        frames = _score(root, folder, task, counter).frames
+    except UnusableClip as error:
+        failure = str(error)
+    except MediaError as error:
+        failure = f"cannot be decoded ({error})"
+    if failure:
+        log.warning(f"{task.clip.name} is left out: it {failure}")
+    return RangeReport(
+        clip=task.clip.name,
+        part=task.part.index,
+        parts=task.part.count,
+        frames=frames,
+        seconds=round(counter.seconds, 3),
+        cpu_seconds=round(_cpu_seconds() - cpu_before, 3),
+        failure=failure,
+    )
+
+
+def _score(root: DataRoot, folder: str, task: RangeTask, counter: FrameCounter) -> FrameScores:
+    path = root.local_file(clip_source(folder, task.clip.name))
+    if task.with_proxy:
+        with root.writing(range_proxy_key(task.clip, task.part)) as out:
+            scores = proxies.make_proxy_part(path, task.clip, task.part, out, counter)
+    else:
+        scores = frame_scores.score_range(path, task.clip, task.part, counter)
+    root.write_bytes(range_scores_key(task.clip, task.part), frame_scores.dump_scores(scores))
+    return scores
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

@@ -1,0 +1,30 @@
+"""The code location: `build_definitions` puts assets, job, IO and triggers together; nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+
+from montage_assets.assets.beats import beats
+from montage_assets.assets.clip_selections import clip_selections
+from montage_assets.assets.footage import footage
+from montage_assets.assets.montage import montage
+from montage_assets.assets.proxies import proxies
+from montage_assets.assets.rendered_segments import rendered_segments
+from montage_assets.assets.scene_shards import scene_shards
+from montage_assets.io import json_records
+from montage_assets.jobs import montage_job
+
+
+def build_definitions(**overrides: Any) -> dg.Definitions:
+    """Everything Dagster is to know. Keyword arguments replace arguments of `dg.Definitions`, e.g. for tests."""
+    parts: dict[str, Any] = {
+        "assets": [footage, proxies, scene_shards, beats, clip_selections, rendered_segments, montage],
+        "jobs": [montage_job],
+        "resources": {"io_manager": json_records},
+    }
+    return dg.Definitions(**{**parts, **overrides})
+
+
+defs = build_definitions()

@@ -1,0 +1,43 @@
+"""How a fault reaches the user: one clear line, as a Dagster Failure."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
+import dagster as dg
+
+from montage_assets.media.errors import MediaError
+
+_SYSTEM_FAULTS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+    errno.EROFS: "the file system is read-only",
+}
+
+
+@contextlib.contextmanager
+def plain_failures() -> Iterator[None]:
+    """Turn what a user can mend into a Failure of one line; let programming errors through as they are."""
+    try:
+        yield
+    except MediaError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+    except OSError as error:
+        fault = describe_system_fault(error)
+        if fault is None:
+            raise
+        raise dg.Failure(fault, allow_retries=False) from None
+
+
+def describe_system_fault(error: OSError) -> str | None:
+    """One line for a fault of disk or rights that the user can mend; None for any other."""
+    fault = _SYSTEM_FAULTS.get(error.errno or 0)
+    if fault is None:
+        return None
+    where = f" at {error.filename}" if error.filename else ""
+    cure = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check who may write there"
+    return f"{fault}{where}; {cure} and run again: finished work is kept"
