@@ -191,14 +191,21 @@ class _PulseSpectrum:
         return evidence
 
 
+def vertex(before: float, at: float, after: float) -> float:
+    """Where the parabola through three samples is highest: -0.5..0.5 samples beside the middle one."""
+    bend = before - 2.0 * at + after
+    return min(max(0.5 * (before - after) / bend, -0.5), 0.5) if bend < 0.0 else 0.0
+
+
 def _best_tempo(spectrum: _PulseSpectrum, bpm: Floats) -> float:
     weighted = spectrum.best(bpm)[0] * tempo_prior(bpm)
-    return float(bpm[weighted.argmax()])
+    top = int(weighted.argmax())
+    if not 0 < top < len(bpm) - 1:
+        return float(bpm[top])
+    return float(bpm[top] + vertex(*weighted[top - 1 : top + 2]) * (bpm[1] - bpm[0]))
 
 
 def _peak(profile: Curve) -> float:
     """Place of a circular curve's highest point, between its samples."""
     top = int(profile.argmax())
-    before, at, after = (float(profile[(top + step) % len(profile)]) for step in (-1, 0, 1))
-    bend = before - 2.0 * at + after
-    return top + (0.5 * (before - after) / bend if bend < 0 else 0.0)
+    return top + vertex(*(float(profile[(top + step) % len(profile)]) for step in (-1, 0, 1)))

@@ -16,7 +16,7 @@ import numpy as np
 
 from montage_assets.media.audio import mono_blocks
 from montage_assets.media.beat_analysis import BeatAnalysis, BeatSource, TempoPoint
-from montage_assets.media.beat_grid import WINDOW_S, Floats, GridFit, check_grid, fit_grid
+from montage_assets.media.beat_grid import WINDOW_S, Floats, Grid, GridFit, check_grid, fit_grid
 from montage_assets.media.local_beats import LocalBeats, track_local_beats
 from montage_assets.media.onsets import RATE, SongSignals, onset_envelope, song_signals
 from montage_assets.media.song_structure import (
@@ -27,6 +27,7 @@ from montage_assets.media.song_structure import (
     onset_curve,
     sound_end_s,
     stands_between_beats,
+    strong_half,
 )
 
 ALGORITHM = "grid-local-1"
@@ -37,6 +38,8 @@ PACE_S = 0.8
 
 _GRID_LEAST_Z = 6.0  # the best of all grids over chance onsets reaches 4
 _GRID_LEAST_SHARE = 0.9
+_HALVED_FROM_BPM = 120.0
+_STRETCH_LEAST_BEATS = 16  # to tell its beats from its off-beats
 _LOCAL_LEAST_SHARE = 0.3  # of windows with a pulse; speech and noise have it in one of sixteen at most
 
 
@@ -69,13 +72,10 @@ class OnsetTracker:
         end_s = sound_end_s(signals)
         fit = check_grid(envelope, fit_grid(envelope))
         if _grid_explains(fit):
-            return _on_grid(_on_the_beat(fit, signals, end_s), end_s)
+            return _on_grid(replace(fit, grid=_grid_of_beats(fit.grid, signals, end_s)), end_s)
         local = track_local_beats(envelope)
         if local.rhythmic_share >= _LOCAL_LEAST_SHARE:
-            beats_s = _to_both_ends(local.beats_s, end_s)
-            if stands_between_beats(signals, beats_s):
-                beats_s = _to_both_ends((beats_s[:-1] + beats_s[1:]) / 2.0, end_s)
-            return _on_local_beats(local, beats_s, fit)
+            return _on_local_beats(_local_of_beats(local, signals, end_s), fit)
         return _at_a_pace(signals)
 
 
@@ -114,11 +114,29 @@ def _grid_explains(fit: GridFit) -> bool:
     return fit.grid.z >= _GRID_LEAST_Z and fit.share >= _GRID_LEAST_SHARE
 
 
-def _on_the_beat(fit: GridFit, signals: SongSignals, end_s: float) -> GridFit:
-    grid = fit.grid
-    if not stands_between_beats(signals, grid.beats(end_s)):
-        return fit
-    return replace(fit, grid=replace(grid, first_s=grid.first_s + 30.0 / grid.bpm))
+def _grid_of_beats(grid: Grid, signals: SongSignals, end_s: float) -> Grid:
+    """The grid on the beats, where its pulse was the off-beats or the eighths."""
+    if stands_between_beats(signals, grid.beats(end_s)):
+        grid = replace(grid, first_s=grid.first_s + 30.0 / grid.bpm)
+    beats_s = grid.beats(end_s)
+    strong = strong_half(signals, beats_s) if grid.bpm >= _HALVED_FROM_BPM else None
+    return grid if strong is None else replace(grid, bpm=grid.bpm / 2.0, first_s=float(beats_s[strong]))
+
+
+def _local_of_beats(local: LocalBeats, signals: SongSignals, end_s: float) -> LocalBeats:
+    """The same for beats tracked one by one, which also run from 0 to `end_s` then."""
+    stretches = np.split(local.beats_s, np.searchsorted(local.beats_s, local.jumps_s()))
+    on_beat = [
+        (stretch[:-1] + stretch[1:]) / 2.0
+        if len(stretch) >= _STRETCH_LEAST_BEATS and stands_between_beats(signals, stretch)
+        else stretch
+        for stretch in stretches
+    ]
+    beats_s = _to_both_ends(np.concatenate(on_beat), end_s)
+    strong = strong_half(signals, beats_s) if np.median(local.path_bpm) >= _HALVED_FROM_BPM else None
+    if strong is None:
+        return replace(local, beats_s=beats_s)
+    return replace(local, beats_s=beats_s[strong::2], path_bpm=local.path_bpm / 2.0)
 
 
 def _on_grid(fit: GridFit, end_s: float) -> TrackedBeats:
@@ -139,10 +157,10 @@ def _on_grid(fit: GridFit, end_s: float) -> TrackedBeats:
     )
 
 
-def _on_local_beats(local: LocalBeats, beats_s: Floats, fit: GridFit) -> TrackedBeats:
+def _on_local_beats(local: LocalBeats, fit: GridFit) -> TrackedBeats:
     slowest, fastest = float(local.path_bpm.min()), float(local.path_bpm.max())
     return TrackedBeats(
-        beats_s=beats_s,
+        beats_s=local.beats_s,
         downbeats_s=None,
         tempo_bpm=float(np.median(local.path_bpm)),
         tempo_curve=[

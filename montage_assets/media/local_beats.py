@@ -18,16 +18,19 @@ from numpy.typing import NDArray
 
 from montage_assets.media.beat_grid import (
     RHYTHMIC_Z,
+    WINDOW_STEP_S,
     Floats,
     envelope_windows,
     tempo_axis,
     tempo_prior,
+    vertex,
     window_evidence,
 )
 from montage_assets.media.onsets import FRAMES_PER_S, Curve
 
 _MOVE_COST = 60.0  # of evidence, for a doubled tempo; a ramp of 1 BPM a second costs little
 _JUMP_COST = 6.0  # a new tempo at once must win this much evidence over the windows after it
+_JUMP = 0.05  # relative tempo change between windows that no player makes in passing
 _PERIOD_COST = 100.0  # of onset strength, for a beat distance e times the period; 0.25 to move it by 5 %
 _SMOOTHING_S = 0.015
 
@@ -42,6 +45,11 @@ class LocalBeats:
     evidence: float
     rhythmic_share: float
     """Of the windows, how many have a pulse that chance onsets do not reach."""
+
+    def jumps_s(self) -> list[float]:
+        """When the tempo changes at once, where the chain may come to stand on the other half beat."""
+        moved = np.abs(np.diff(np.log(self.path_bpm))) > _JUMP
+        return [float(time) + WINDOW_STEP_S / 2.0 for time in self.path_times_s[:-1][moved]]
 
 
 def track_local_beats(envelope: Curve) -> LocalBeats:
@@ -85,11 +93,7 @@ def _between_steps(evidence: Floats, path: NDArray[np.int64], bpm: Floats) -> Fl
     """The path's tempo with the parabola through each maximum and its neighbours."""
     found = np.empty(len(path))
     for window, at in enumerate(path):
-        step = 0.0
-        if 0 < at < len(bpm) - 1:
-            before, here, after = evidence[window, at - 1 : at + 2]
-            bend = before - 2.0 * here + after
-            step = float(np.clip(0.5 * (before - after) / bend, -0.5, 0.5)) if bend < 0 else 0.0
+        step = vertex(*evidence[window, at - 1 : at + 2]) if 0 < at < len(bpm) - 1 else 0.0
         found[window] = np.exp(np.interp(at + step, np.arange(len(bpm)), np.log(bpm)))
     return found
 
@@ -143,10 +147,5 @@ def _beat_chain(onset: Floats, period: Floats) -> Floats:
 
 
 def _peak_near(onset: Floats, frame: int) -> float:
-    if not 0 < frame < len(onset) - 1:
-        return float(frame)
-    before, at, after = onset[frame - 1 : frame + 2]
-    bend = before - 2.0 * at + after
-    if at < max(before, after) or bend >= 0:
-        return float(frame)
-    return frame + float(0.5 * (before - after) / bend)
+    inside = 0 < frame < len(onset) - 1
+    return frame + (vertex(*onset[frame - 1 : frame + 2]) if inside else 0.0)

@@ -29,8 +29,12 @@ CURVE_HOP_S = CURVE_HOP_FRAMES / FRAMES_PER_S
 _BAR_MARKS = {"chord": 1.0, "harmony": 0.7, "bass": 0.6, "colour": 0.3}
 _CHORD_FLOOR = 0.002  # a chord change this small is none
 _OFF_BEAT_CLEARER = 0.1
+_EIGHTH_ONSET, _EIGHTH_BASS = 0.65, 0.5  # of a beat's
 _BACKBEAT_WEIGHT = 1.5
+_BACKBEAT_MOST = 1.5
 _OPENING_WEIGHT = 1.0
+_OPENING_LEVEL = 0.1  # of the song's loud parts
+_OPENING_NEAR_S = 0.06
 _WALTZ_CLEARER = 1.5  # three beats must fit this much better than four
 _WALTZ_LEAST = 1.5
 
@@ -75,18 +79,35 @@ def stands_between_beats(signals: SongSignals, beats_s: Floats) -> bool:
     return evidence((beats_s[:-1] + beats_s[1:]) / 2.0) > evidence(beats_s) + _OFF_BEAT_CLEARER
 
 
+def strong_half(signals: SongSignals, beats_s: Floats) -> int | None:
+    """0 or 1 when only the beats [0::2] or [1::2] are beats and the others mere eighths; None when all are.
+
+    Eighths have cymbals; a beat has a kick, a snare or a bass note as well.
+    """
+    if len(beats_s) < 8:
+        return None
+    onset = _accents(onset_envelope(signals.onsets), beats_s)
+    bass = _accents(signals.onsets[:, 0], beats_s)
+    strong = int(onset[1::2].mean() > onset[::2].mean())
+    weak = 1 - strong
+    fewer_onsets = onset[weak::2].mean() < _EIGHTH_ONSET * onset[strong::2].mean()
+    less_bass = bass[weak::2].mean() < _EIGHTH_BASS * bass[strong::2].mean()
+    return strong if fewer_onsets and less_bass else None
+
+
 def find_bars(signals: SongSignals, beats_s: Floats) -> Bars:
     """The bars of a song with known beats: 4/4, or 3/4 where that fits clearly better."""
     if len(beats_s) < 8:
         return Bars([float(beat) for beat in beats_s[::4]], 4, 0.0)
     marks = _bar_marks(signals, beats_s)
-    scores = {4: _phase_scores(marks, 4) + _backbeat_scores(signals, beats_s), 3: _phase_scores(marks, 3)}
-    for meter, score in scores.items():
-        score[_first_heard(signals, beats_s) % meter] += _OPENING_WEIGHT
-    waltz = scores[3].max() > max(_WALTZ_CLEARER * scores[4].max(), _WALTZ_LEAST)
-    meter = 3 if waltz else 4
-    ranked = np.sort(scores[meter])
-    phase = int(scores[meter].argmax())
+    in_fours, in_threes = _phase_scores(marks, 4), _phase_scores(marks, 3)
+    waltz = in_threes.max() > max(_WALTZ_CLEARER * in_fours.max(), _WALTZ_LEAST)
+    meter, scores = (3, in_threes) if waltz else (4, in_fours + _backbeat_scores(signals, beats_s))
+    opening = _opening_beat(signals, beats_s)
+    if opening is not None:
+        scores[opening % meter] += _OPENING_WEIGHT
+    ranked = np.sort(scores)
+    phase = int(scores.argmax())
     return Bars([float(beat) for beat in beats_s[phase::meter]], meter, float(ranked[-1] - ranked[-2]))
 
 
@@ -163,14 +184,18 @@ def _backbeat_scores(signals: SongSignals, beats_s: Floats) -> Floats:
         return np.zeros(4)
     phases = _phase_scores((snares - snares.mean()) / spread, 4)
     lead = float(phases[1] + phases[3] - phases[0] - phases[2]) / 4.0
-    return _BACKBEAT_WEIGHT * lead * np.array([1.0, -1.0, 1.0, -1.0])
+    capped = float(np.clip(_BACKBEAT_WEIGHT * lead, -_BACKBEAT_MOST, _BACKBEAT_MOST))
+    return capped * np.array([1.0, -1.0, 1.0, -1.0])
 
 
-def _first_heard(signals: SongSignals, beats_s: Floats) -> int:
-    """The first beat with an onset of some strength: songs mostly start at the start of a bar."""
-    strength = onset_envelope(signals.onsets)
-    accents = _accents(strength, beats_s)
-    return int(np.argmax(accents >= 0.5 * np.quantile(accents, 0.75)))
+def _opening_beat(signals: SongSignals, beats_s: Floats) -> int | None:
+    """The beat that the song starts with, if it starts on one: songs mostly start at the start of a bar."""
+    heard = np.flatnonzero(signals.rms > _OPENING_LEVEL * float(np.quantile(signals.rms, 0.95)))
+    if not len(heard):
+        return None
+    start_s = heard[0] / FRAMES_PER_S
+    nearest = int(np.abs(beats_s - start_s).argmin())
+    return nearest if abs(beats_s[nearest] - start_s) < _OPENING_NEAR_S else None
 
 
 def _accents(flux: Curve, beats_s: Floats) -> Floats:
@@ -181,10 +206,13 @@ def _accents(flux: Curve, beats_s: Floats) -> Floats:
 
 
 def _change(values: Floats, beats_s: Floats, reach: int) -> Floats:
-    """Distance of the mean over `reach` beats before each beat to the mean over as many after it."""
+    """Distance (cosine) of the mean over `reach` beats before each beat to the mean over as many after it.
+
+    The beats at both ends, which have too little around them, get the mean of the others.
+    """
     sums = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
     frames = np.clip(np.round(beats_s * CHROMA_FRAMES_PER_S).astype(np.int64), 0, len(values))
-    change = np.zeros(len(beats_s))
+    change = np.full(len(beats_s), np.nan)
     for beat in range(reach, len(beats_s) - reach):
         start, middle, end = frames[beat - reach], frames[beat], frames[beat + reach]
         if start < middle < end:
@@ -192,7 +220,8 @@ def _change(values: Floats, beats_s: Floats, reach: int) -> Floats:
             after = sums[end] - sums[middle]
             lengths = float(np.linalg.norm(before) * np.linalg.norm(after))
             change[beat] = 1.0 - float(before @ after) / lengths if lengths > 1e-9 else 0.0
-    return change
+    known = change[~np.isnan(change)]
+    return np.where(np.isnan(change), known.mean() if len(known) else 0.0, change)
 
 
 def _curve_steps(values: Floats) -> Floats:
