@@ -44,9 +44,9 @@ COLOUR_FLAGS = (
 
 @dataclass(frozen=True)
 class SegmentContainer:
-    """A container for segments: ffmpeg's muxer, its options, and the file name's suffix."""
+    """A container for segments: ffmpeg's name for it, the muxer's options, and the file name's suffix."""
 
-    muxer: str
+    format: str
     suffix: str
     flags: tuple[str, ...] = ()
 
@@ -188,15 +188,16 @@ class EncodedStream:
     parameters: str
 
 
-def read_encoded_stream(path: Path) -> EncodedStream:
+def read_encoded_stream(path: Path, container_kind: SegmentContainer) -> EncodedStream:
     """Demux `path` and describe its video: every packet is counted, none is decoded.
 
+    The container is given since MPEG-TS of a few packets is not recognised by its content.
     Raises MediaError when the file has no readable video.
     """
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), format=container_kind.format) as container:
             stream = container.streams.video[0]
             frames = 0
             first_is_key = False

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from montage_assets.media.encoders import (
     INLINE_HEADER_FILTERS,
+    SEGMENT_CONTAINERS,
     Encoder,
     encode_flags,
     encoder_named,
@@ -34,6 +35,7 @@ from montage_assets.media.ffmpeg import input_args, run_ffmpeg
 from montage_assets.media.render import OutputFormat, RenderedSegment
 
 if TYPE_CHECKING:
+    from av.container import InputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
 
@@ -116,17 +118,17 @@ def _reencoded(
         run_ffmpeg(
             [
                 *encoder.device_flags,
-                *input_args(segment.path),
+                *input_args(segment.path, "-f", SEGMENT_CONTAINERS[fmt.codec].format),
                 "-map", "0:v:0",
                 "-vf", ",".join([even, *encoder.filters]),
                 "-r", str(fmt.fps), "-fps_mode", "cfr", "-frames:v", str(segment.frames),
                 *encode_flags(encoder, fmt.quality, fmt.fps),
                 "-map_metadata", "-1", "-fflags", "+bitexact",
-                *encoder.container.flags, "-f", encoder.container.muxer, str(path.absolute()),
+                *encoder.container.flags, "-f", encoder.container.format, str(path.absolute()),
             ],
             what=f"Encoding {segment.path.name} like its neighbours",
         )  # fmt: skip
-        written = read_encoded_stream(path)
+        written = read_encoded_stream(path, encoder.container)
         if written.frames != segment.frames:
             raise FfmpegFailed(
                 f"{segment.path.name} holds {written.frames} frames instead of {segment.frames}; "
@@ -139,13 +141,13 @@ def _reencoded(
 def _write_one_after_another(segments: Sequence[RenderedSegment], fmt: OutputFormat, out_path: Path) -> None:
     import av
 
-    orders = [_presentation_ranks(segment) for segment in segments]
+    orders = [_presentation_ranks(segment, fmt) for segment in segments]
     # Decoding runs ahead of presentation by as many frames as the most reordered packet needs.
     delay = max(place - rank for ranks in orders for place, rank in enumerate(ranks))
     frame_duration = 1 / fmt.fps
     try:
         with av.open(str(out_path), "w", format="mp4", options={"fflags": "+bitexact"}) as film:
-            with av.open(str(segments[0].path)) as first:
+            with _opened(segments[0].path, fmt) as first:
                 stream = film.add_stream_from_template(first.streams.video[0], opaque=True)
             stream.time_base = frame_duration
             done = 0
@@ -162,12 +164,12 @@ def _write_one_after_another(segments: Sequence[RenderedSegment], fmt: OutputFor
         raise FfmpegFailed(f"Joining {len(segments)} segments failed: {error}; run again") from error
 
 
-def _presentation_ranks(segment: RenderedSegment) -> list[int]:
+def _presentation_ranks(segment: RenderedSegment, fmt: OutputFormat) -> list[int]:
     """For every packet, in the order of the file, the number of its frame in the segment (from 0)."""
     import av
 
     try:
-        with av.open(str(segment.path)) as container:
+        with _opened(segment.path, fmt) as container:
             times = [packet.pts for packet in container.demux(video=0) if packet.size]
     except (av.FFmpegError, OSError) as error:
         raise MediaError(
@@ -183,11 +185,17 @@ def _presentation_ranks(segment: RenderedSegment) -> list[int]:
     return [number[time] for time in times if time is not None]
 
 
-def _packets(path: Path, fmt: OutputFormat) -> Iterator[Packet[VideoStream]]:
+def _opened(path: Path, fmt: OutputFormat) -> InputContainer:
+    """The container is named: MPEG-TS of a few packets is not recognised by its content."""
     import av
+
+    return av.open(str(path), format=SEGMENT_CONTAINERS[fmt.codec].format)
+
+
+def _packets(path: Path, fmt: OutputFormat) -> Iterator[Packet[VideoStream]]:
     from av.bitstream import BitStreamFilterContext
 
-    with av.open(str(path)) as container:
+    with _opened(path, fmt) as container:
         stream = container.streams.video[0]
         unwanted = INLINE_HEADER_FILTERS.get(fmt.codec)
         strip = BitStreamFilterContext(unwanted, stream) if unwanted else None

@@ -5,17 +5,16 @@ sought, the filter graph of a segment, and the check that the segment has exactl
 Does not belong here: which shots there are (`selection`), how a picture is fitted (`picture`), encoder
 settings (`encoders`), joining and sound (`join`, `soundtrack`).
 
-Time. A shot starts at a frame of its clip, given in seconds after the clip's first frame. It is sought by
-absolute timestamp (`-seek_timestamp`), because ffmpeg otherwise counts from the container's start, which
-may be the sound's. ffmpeg keeps frames from the sought time on, so the time asked for lies 0.3 ms before
-the frame: more than any rounding on the way (microseconds, and 0.5 ticks of the stream's time base, which
-is rounded to the nearest), less than the distance of any two frames (1 ms in the coarsest common case,
-Matroska). The midpoint between two frames, otherwise the natural choice, is wrong where a tick is a
-frame, as in AVI: half a tick may be rounded either way.
+Time. A shot starts at a frame of its clip, given in seconds after the clip's first frame. All timestamps
+stay the file's own (`-copyts`, `-seek_timestamp`): otherwise ffmpeg counts from the container's start, which
+may be the sound's, and in MPEG streams, when the sound is not used, from a start that it corrects by a
+wrong amount. `trim` keeps frames from 0.1 ms before the wanted one: more than any rounding of its time,
+and little enough that rounding to the stream's time base (a whole frame in AVI, 1 ms in Matroska) lands on
+it. The midpoint between two frames, otherwise the natural choice, is wrong where a tick is a frame.
 
-MPEG program and transport streams have no index. ffmpeg lands on any packet there, and the decoder then
-skips to the next keyframe, which may lie behind the shot's start. For them the last keyframe that is shown
-at or before the start is looked up first, the seek goes to a point before it, and `trim` drops the rest.
+Decoding begins at a keyframe that is looked up first, not where ffmpeg would seek on its own: that may be a
+keyframe which is shown before the wanted frame's time only by decoding time (MP4 with open GOP), or, in MPEG
+streams, which have no index, any packet at all; the wanted frame is then skipped or damaged.
 
 Memory. Every source of a command is open at once, whether its turn has come or not: measured 13 frames of
 the source's size each (160 MB for 8-bit 4K). `plan_segments` bounds them; the rest, 0.5 GB for a 4K film
@@ -54,7 +53,7 @@ MOST_SHOTS = 24
 FRAMES_HELD_PER_SOURCE = 13
 OPEN_SOURCES_BYTES = 1_000_000_000
 
-SEEK_MARGIN_S = Fraction(3, 10_000)
+FRAME_MARGIN_S = Fraction(1, 10_000)
 
 # More threads change no frame of one shot, but zscale and gblur cut the picture into as many bands as there
 # are threads and round differently at their edges: the number is part of the result.
@@ -62,9 +61,14 @@ FILTER_THREADS = 2
 DECODER_THREADS = 2
 
 CONTAINERS_WITHOUT_INDEX = frozenset({"mpegts", "mpeg"})
-# Covers the time by which a keyframe is decoded before it is shown.
-INDEXLESS_SEEK_BACK_S = Fraction(1)
 FIRST_LOOK_BACK_S = Fraction(2)
+# A seek into MPEG streams goes this much before the keyframe, which may be decoded long before it is shown.
+EARLY_SEEK_S = Fraction(1)
+# ffmpeg seeks up to 3/23 s before what it is asked for; before the first keyframe that fails in AVI.
+NEAR_START_S = Fraction(1, 5)
+
+ALGORITHM = 1
+"""Part of every segment's key; raised whenever a change here or in `picture` changes a pixel."""
 
 # A clip may end a frame before its nominal length; its last frame then stands that much longer.
 FRAMES_HELD_AT_CLIP_END = 2
@@ -172,7 +176,7 @@ def render_segment(
     cpu_before = _children_cpu_s()
     try:
         run_ffmpeg(segment_args(shots, fmt, encoder, unfinished), what=what, on_progress=on_progress)
-        written = read_encoded_stream(unfinished)
+        written = read_encoded_stream(unfinished, encoder.container)
         _refuse_wrong_frames(written, sum(shot.frames for shot in shots), what)
         size = unfinished.stat().st_size
         unfinished.replace(out_path)
@@ -195,16 +199,19 @@ def segment_args(
     inputs: list[str] = []
     chains: list[str] = []
     for index, shot in enumerate(shots):
-        options, skip_s = _seek(shot)
+        start = shot.clip.first_pts * shot.clip.time_base + shot.in_time_s
         inputs += input_args(
-            shot.path, "-threads", str(DECODER_THREADS), "-reinit_filter", "0", "-an", "-sn", "-dn", *options
+            shot.path,
+            *("-threads", str(DECODER_THREADS), "-reinit_filter", "0", "-an", "-sn", "-dn"),
+            *_seek_to_keyframe(shot, start),
         )
-        chains.append(f"[{index}:V:0]{_shot_chain(shot, fmt, skip_s, str(index))}[s{index}]")
+        chains.append(f"[{index}:V:0]{_shot_chain(shot, fmt, start, str(index))}[s{index}]")
     pads = "".join(f"[s{index}]" for index in range(len(shots)))
     one_film = f"concat=n={len(shots)}:v=1:a=0,settb={1 / fmt.fps},setpts=N"
     graph = ";".join([*chains, ",".join([f"{pads}{one_film}", *encoder.filters]) + "[film]"])
     return [
         *encoder.device_flags,
+        "-copyts",
         "-filter_complex_threads", str(FILTER_THREADS),
         *inputs,
         "-filter_complex", graph,
@@ -214,15 +221,22 @@ def segment_args(
         *encode_flags(encoder, fmt.quality, fmt.fps),
         "-map_metadata", "-1", "-fflags", "+bitexact",
         *encoder.container.flags,
-        "-f", encoder.container.muxer,
+        "-f", encoder.container.format,
         str(out_path.absolute()),
     ]  # fmt: skip
 
 
-def _shot_chain(shot: RenderShot, fmt: OutputFormat, skip_s: Fraction, label: str) -> str:
+def _shot_chain(shot: RenderShot, fmt: OutputFormat, start: Fraction, label: str) -> str:
     """Cut and rate first or picture first, whichever leaves fewer frames to scale."""
-    start = [f"trim=start={_seconds(skip_s)}"] if skip_s else []
-    start.append("setpts=PTS-STARTPTS")
+    # `fps` rounds a frame's time to the nearest film frame, and of several keeps the last. Moved by a quarter
+    # of a film frame, that is the frame on show a quarter after the film frame's time: the very first one
+    # stays the first, and times that jitter by less than a quarter neither drop nor repeat a frame.
+    quarter = round(1_000_000 / (4 * fmt.fps))
+    cut = [
+        f"trim=start={_seconds(start - FRAME_MARGIN_S)}",
+        "settb=1/1000000",
+        f"setpts=PTS-STARTPTS+{quarter}",
+    ]
     rate = [
         f"fps={fmt.fps}",
         f"tpad=stop_mode=clone:stop={FRAMES_HELD_AT_CLIP_END}",
@@ -230,30 +244,29 @@ def _shot_chain(shot: RenderShot, fmt: OutputFormat, skip_s: Fraction, label: st
     ]
     picture = [picture_chain(shot.clip, fmt.width, fmt.height, fmt.framing, label)]
     repeats_frames = not shot.clip.variable_rate and shot.clip.fps < fmt.fps
-    return ",".join(start + (picture + rate if repeats_frames else rate + picture))
+    return ",".join(cut + (picture + rate if repeats_frames else rate + picture))
 
 
-def _seek(shot: RenderShot) -> tuple[list[str], Fraction]:
-    """Input options that seek to the shot's start, and how much later in the opened stream the shot begins.
+def _seek_to_keyframe(shot: RenderShot, start: Fraction) -> list[str]:
+    """Input options that start decoding at the keyframe the frame at `start` needs; none near the start."""
+    first = shot.clip.first_pts * shot.clip.time_base
+    if start - first <= NEAR_START_S:
+        return []
+    indexed = shot.clip.container not in CONTAINERS_WITHOUT_INDEX
+    keyframe = keyframe_at_or_before(shot.path, start, Fraction(0) if indexed else FIRST_LOOK_BACK_S)
+    if keyframe - first <= NEAR_START_S:
+        return []
+    # Asked for a little late, ffmpeg finds the keyframe itself; a little early, it would find the one before.
+    seek_to = keyframe + (FRAME_MARGIN_S if indexed else -EARLY_SEEK_S)
+    return ["-seek_timestamp", "1", "-noaccurate_seek", "-ss", _seconds(seek_to)]
 
-    The clip's first frame needs no seek.
-    """
-    if shot.in_time_s <= 0:
-        return [], Fraction(0)
-    clip = shot.clip
-    start = clip.first_pts * clip.time_base + shot.in_time_s - SEEK_MARGIN_S
-    if CONTAINERS_WITHOUT_INDEX.isdisjoint(clip.container.split(",")):
-        return ["-seek_timestamp", "1", "-ss", _seconds(start)], Fraction(0)
-    seek_to = keyframe_at_or_before(shot.path, start) - INDEXLESS_SEEK_BACK_S
-    return ["-seek_timestamp", "1", "-ss", _seconds(seek_to)], start - seek_to
 
+def keyframe_at_or_before(path: Path, time_s: Fraction, look_back_s: Fraction) -> Fraction:
+    """When the last keyframe is shown that is shown no later than `time_s`: both absolute seconds.
 
-def keyframe_at_or_before(path: Path, time_s: Fraction) -> Fraction:
-    """When the decoder must be fed to show the frame at `time_s`: absolute seconds, by packet timestamps.
-
-    That is the time of the last keyframe shown at or before it, or the stream's start when there is none.
-    Unlike `keyframes.keyframe_finder` this looks further back when a seek lands behind the keyframe, as it
-    does in files without an index. Raises MediaError when the file cannot be read.
+    The stream's start when there is none. Unlike `keyframes.keyframe_finder` this looks further back when a
+    seek lands behind that keyframe; `look_back_s` is how much before `time_s` to look first.
+    Raises MediaError when the file cannot be read.
     """
     import av
 
@@ -263,13 +276,12 @@ def keyframe_at_or_before(path: Path, time_s: Fraction) -> Fraction:
             stream = container.streams.video[0]
             time_base = Fraction(stream.time_base or 1)
             begin = (stream.start_time or 0) * time_base
-            look_back = FIRST_LOOK_BACK_S
-            while time_s - look_back > begin:
-                container.seek(int((time_s - look_back) / time_base), stream=stream)
-                last = _last_keyframe(container.demux(stream), time_s / time_base)
+            while time_s - look_back_s > begin:
+                container.seek(int((time_s - look_back_s) / time_base), stream=stream)
+                last = _last_keyframe(container.demux(stream), (time_s + FRAME_MARGIN_S) / time_base)
                 if last is not None:
                     return last * time_base
-                look_back *= 4
+                look_back_s = max(FIRST_LOOK_BACK_S, 4 * look_back_s)
             return begin
     except (av.FFmpegError, IndexError, OSError) as error:
         raise MediaError(f"{path.name} could not be read ({error}); replace the file") from error

@@ -28,6 +28,9 @@ from montage_assets.media.errors import FfmpegFailed, MediaError
 from montage_assets.media.ffmpeg import input_args, run_ffmpeg
 from montage_assets.media.render import RenderShot
 
+ALGORITHM = 1
+"""Part of every film's key; raised whenever a change of this module changes the sound."""
+
 SAMPLE_RATE = 48_000
 AUDIO_BIT_RATE = "256k"
 
@@ -250,37 +253,45 @@ def _original_sound(shots: Sequence[RenderShot], lengths: Sequence[int], out_pat
         if shot.clip.audio_channels == 0:
             source = f"anullsrc=r={SAMPLE_RATE}:cl=stereo,atrim=end_sample={length}"
         else:
-            seek, skip = _sound_seek(shot)
-            inputs += input_args(shot.path, "-vn", "-sn", "-dn", *seek)
-            source = f"[{opened}:a:0]{_own_sound_chain(skip, length)}"
+            start = shot.clip.first_pts * shot.clip.time_base + shot.in_time_s
+            inputs += input_args(shot.path, "-vn", "-sn", "-dn", *_seek_before(shot, start))
+            source = f"[{opened}:a:0]{_own_sound_chain(start, length)}"
             opened += 1
         chains.append(f"{source},aformat=sample_fmts=flt:channel_layouts=stereo[a{index}]")
     pads = "".join(f"[a{index}]" for index in range(len(shots)))
     graph = ";".join([*chains, f"{pads}concat=n={len(shots)}:v=0:a=1[out]"])
     run_ffmpeg(
-        [*inputs, "-filter_complex", graph, "-map", "[out]", "-c:a", "pcm_f32le", "-f", "f32le",
+        ["-copyts", *inputs, "-filter_complex", graph, "-map", "[out]", "-c:a", "pcm_f32le", "-f", "f32le",
          str(out_path.absolute())],
         what=f"Reading the sound of {', '.join(dict.fromkeys(shot.clip.name for shot in shots))}",
     )  # fmt: skip
 
 
-def _own_sound_chain(skip: int, length: int) -> str:
-    """Gaps become silence, so that a sample's place is its time; the edges are faded against clicks."""
+def _own_sound_chain(start: Fraction, length: int) -> str:
+    """`length` samples from the absolute time `start` on.
+
+    Gaps become silence, so that a sample's place is its time. The edges are faded against clicks.
+    """
     seconds = length / SAMPLE_RATE
     edge = min(CLICK_FADE_S, seconds / 4)
+    origin = _origin(start)
+    skip = round((start - origin) * SAMPLE_RATE)
     return (
-        f"aresample={SAMPLE_RATE}:async=1:first_pts=0,aformat=sample_fmts=fltp:channel_layouts=stereo,"
+        f"asetpts=PTS-{float(origin):.3f}/TB,aresample={SAMPLE_RATE}:async=1:first_pts=0,"
+        f"aformat=sample_fmts=fltp:channel_layouts=stereo,"
         f"atrim=start_sample={skip}:end_sample={skip + length},asetpts=N/SR/TB,apad=whole_len={length},"
         f"afade=t=in:d={edge:.6f},afade=t=out:st={seconds - edge:.6f}:d={edge:.6f}"
     )
 
 
-def _sound_seek(shot: RenderShot) -> tuple[list[str], int]:
-    """Input options that seek a second before the shot, and the samples from there to its first one."""
-    clip = shot.clip
-    start = clip.first_pts * clip.time_base + shot.in_time_s
-    container_start = Fraction(clip.container_start_s)
-    seek_to = Fraction(int((start - SOUND_PREROLL_S) * 1000), 1000)
-    if seek_to <= container_start:
-        return [], round((start - container_start) * SAMPLE_RATE)
-    return ["-seek_timestamp", "1", "-ss", f"{float(seek_to):.3f}"], round((start - seek_to) * SAMPLE_RATE)
+def _origin(start: Fraction) -> Fraction:
+    """Where a shot's sound is counted from: a second before it, in whole milliseconds."""
+    return Fraction(int((start - SOUND_PREROLL_S) * 1000), 1000)
+
+
+def _seek_before(shot: RenderShot, start: Fraction) -> list[str]:
+    """Input options that seek before the shot, far enough for the decoder to have settled at its start."""
+    seek_to = _origin(start) - SOUND_PREROLL_S
+    if seek_to <= Fraction(shot.clip.container_start_s):
+        return []
+    return ["-seek_timestamp", "1", "-noaccurate_seek", "-ss", f"{float(seek_to):.3f}"]
