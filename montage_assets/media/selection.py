@@ -53,14 +53,14 @@ WEIGHTS = {
 
 UNUSABLE_COST = 1000.0
 REUSE_COST = 100.0
-OVERLAP_COST = 40.0
-RECENT_REUSE_COST = 30.0
+OVERLAP_COST = 20.0
+RECENT_REUSE_COST = 15.0
 FLASH_COST = 30.0
 SAME_CLIP_COST = 10.0
-LARGEST_CLIP_GAIN = 5.0
+MARGIN_COST = 8.0
 FRAGMENT_COST = 4.0
 CONTINUED_COST = 3.0
-MARGIN_COST = 0.5
+LARGEST_CLIP_GAIN = 2.0
 """Each outweighs what stands below it, and the scores (0..1) last: a rule is broken only for a higher one."""
 
 REMEMBERED_SHOTS = (1.0, 0.8, 0.6, 0.4)
@@ -230,7 +230,9 @@ class _Chooser:
         places = [options.first + (last - options.first) * k // 4 for k in range(5)]
         latest = np.max([self._last_use[place] for place in places], axis=0)
         recent = 1 - (slot.index - latest) / len(self._plan.slots)
-        cost = REUSE_COST + OVERLAP_COST * shown + RECENT_REUSE_COST * np.where(latest < 0, 0.0, recent)
+        # Relative, so that margins do not attract shots by being shown less often.
+        often = shown / max(1.0, float(shown.max()))
+        cost = REUSE_COST + OVERLAP_COST * often + RECENT_REUSE_COST * np.where(latest < 0, 0.0, recent)
         return np.where(seen, cost, 0.0)
 
     # --- results --------------------------------------------------------------------------------------
@@ -317,8 +319,8 @@ def _usual_likeness(signatures: NDArray[np.float32]) -> float:
 @dataclass(frozen=True)
 class _LengthClass:
     length_s: float
-    needed_after: Ints
-    """For each slot, how many later slots are at least this long."""
+    needed_after: Floats
+    """For each slot, how many pieces of this length the later slots take up; long ones take up several."""
 
 
 class _Stock:
@@ -331,7 +333,7 @@ class _Stock:
         self._clips = len(footage.names)
         lengths = np.array([float(slot.frames / plan.fps) for slot in plan.slots])
         self._classes = [
-            _LengthClass(float(length), _later_counts(lengths >= length - SAME_MOMENT_S))
+            _LengthClass(float(length), _still_to_come(_fitting(lengths, float(length))))
             for length in _class_lengths(lengths)
         ]
         after = np.cumsum(lengths[::-1])[::-1]
@@ -343,13 +345,12 @@ class _Stock:
         if not len(self._start):
             return lost
         end = options.start_s + options.length_s
-        run = np.maximum(np.searchsorted(self._start, options.start_s + SAME_MOMENT_S, "right") - 1, 0)
-        within = (options.start_s >= self._start[run] - SAME_MOMENT_S) & (
-            end <= self._end[run] + SAME_MOMENT_S
-        )
-        whole = np.where(within, self._end[run] - self._start[run], 0.0)
-        before = np.where(within, options.start_s - self._start[run], 0.0)
-        behind = np.where(within, self._end[run] - end, 0.0)
+        middle = options.start_s + options.length_s / 2
+        run = np.maximum(np.searchsorted(self._start, middle, "right") - 1, 0)
+        taking = (middle >= self._start[run]) & (middle < self._end[run])
+        whole = np.where(taking, self._end[run] - self._start[run], 0.0)
+        before = np.where(taking, np.maximum(options.start_s - self._start[run], 0.0), 0.0)
+        behind = np.where(taking, np.maximum(self._end[run] - end, 0.0), 0.0)
         free = self._end - self._start
         for kind in self._classes:
             spare = _fitting(free, kind.length_s).sum() - kind.needed_after[slot]
@@ -396,9 +397,9 @@ def _class_lengths(lengths: Floats) -> Floats:
     return distinct[picked]
 
 
-def _later_counts(counted: Bools) -> Ints:
-    counts = counted.astype(np.int64)
-    after: Ints = np.cumsum(counts[::-1])[::-1] - counts
+def _still_to_come(counts: Floats) -> Floats:
+    """For each slot, the sum over the slots after it."""
+    after: Floats = np.cumsum(counts[::-1])[::-1] - counts
     return after
 
 

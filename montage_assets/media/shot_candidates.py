@@ -138,7 +138,7 @@ def lay_out(clips: Sequence[ClipSignals]) -> Footage:
     # The change at a cut is not motion; nor is the 0 that a first frame has.
     after_first = np.minimum(scene_first + 1, len(time) - 1)
     motion[scene_first] = motion[after_first]
-    unusable = _unusable(ordered, time, motion, interval, usual[frame_clip], frame_scene)
+    unusable = _unusable(ordered, time, motion, interval, usual[frame_clip], frame_scene, scene_end)
     runs = _good_runs(time, interval, frame_scene, scene_start, scene_end, margin, unusable)
     return Footage(
         names=names,
@@ -291,6 +291,7 @@ def _unusable(
     interval: Floats,
     usual: Floats,
     scene: Ints,
+    scene_end: Floats,
 ) -> dict[str, Bools]:
     brightness, contrast = _joined(clips, "brightness"), _joined(clips, "contrast")
     clipped = _joined(clips, "clipped")
@@ -300,22 +301,21 @@ def _unusable(
     return {
         "black": dark | (featureless & (brightness < 128)),
         "blown_out": blown | (featureless & (brightness >= 128)),
-        "frozen": _frozen(time, motion, scene),
+        "frozen": _frozen(time, motion, scene, scene_end),
         "recording_gap": interval > np.maximum(HOLE_S, HOLE_INTERVALS * usual),
         "flash": _jolts(time, motion, scene),
     }
 
 
-def _frozen(time: Floats, motion: Floats, scene: Ints) -> Bools:
+def _frozen(time: Floats, motion: Floats, scene: Ints, scene_end: Floats) -> Bools:
     """Frames that lie in some stretch of `FROZEN_S` whose mean motion is next to nothing."""
     total = np.concatenate([[0.0], np.cumsum(motion)])
     end = np.searchsorted(time, time + FROZEN_S - SAME_MOMENT_S, "left")
-    # A scene shorter than the stretch is judged as a whole.
-    scene_end = np.searchsorted(scene, scene, "right")
-    end = np.minimum(end, scene_end)
+    end = np.minimum(end, np.searchsorted(scene, scene, "right"))
     start = np.arange(len(time))
     still = (total[end] - total[start]) / (end - start) < FROZEN_MOTION
-    whole = (end < scene_end) | (start == np.searchsorted(scene, scene, "left"))
+    # A scene shorter than the stretch is judged as a whole.
+    whole = (time + FROZEN_S <= scene_end[scene] + SAME_MOMENT_S) | (np.diff(scene, prepend=-1) != 0)
     marks = np.zeros(len(time) + 1)
     opening = np.flatnonzero(still & whole)
     np.add.at(marks, opening, 1)

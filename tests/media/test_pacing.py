@@ -314,15 +314,15 @@ def test_without_a_wish_the_film_takes_the_rest_of_the_song() -> None:
 
 
 def test_short_footage_ends_the_film_on_a_bar_line() -> None:
-    duration, reason = choose_duration(96.0, 0.5, 33.3, None, a_song())
+    duration, reason = choose_duration(96.0, 0.5, 41.6, None, a_song())
     assert duration == pytest.approx(31.5)
     assert "bar line" in reason
-    assert "33.3 s of good footage" in reason
+    assert "41.6 s of good footage" in reason
 
 
 def test_short_footage_without_bar_lines_ends_on_a_beat_and_tiny_footage_as_it_is() -> None:
-    assert choose_duration(96.0, 0.2, 33.4, None, a_song(bar=0))[0] == pytest.approx(33.3)
-    assert choose_duration(96.0, 0.1, 0.3, None, a_song())[0] == pytest.approx(0.3)
+    assert choose_duration(96.0, 0.2, 41.75, None, a_song(bar=0))[0] == pytest.approx(33.3)
+    assert choose_duration(96.0, 0.1, 0.3, None, a_song())[0] == pytest.approx(0.24)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def a_clip(
         return (value + spread * rng.standard_normal(count)).astype(np.float32)
 
     moved = np.abs(around(motion, motion * 0.1))
-    moved[0] = 0
+    moved[:1] = 0
     return ClipSignals(
         clip=name,
         times_s=times,
@@ -68,9 +69,10 @@ def a_clip(
 def spoiled(clip: ClipSignals, start_s: float, end_s: float, **values: float) -> ClipSignals:
     """The clip with measurements replaced from `start_s` to `end_s`."""
     inside = (clip.times_s >= start_s) & (clip.times_s < end_s)
-    return replace(
-        clip, **{name: np.where(inside, value, getattr(clip, name)) for name, value in values.items()}
-    )
+    changed: dict[str, Any] = {
+        name: np.where(inside, value, getattr(clip, name)) for name, value in values.items()
+    }
+    return replace(clip, **changed)
 
 
 def a_plan(lengths_s: Sequence[float], fps: Fraction = FPS, energy: Sequence[float] | float = 0.5) -> CutPlan:
@@ -302,12 +304,13 @@ def test_a_single_clip_of_a_second_makes_a_whole_film() -> None:
         20, beats, beats[::4], 120, [], "grid", 1, "", 0.02, [], [], [Section(0, 20, 1, "loud")]
     )
     longest = longest_scene_s([clip])
-    assert longest == pytest.approx(0.9)
+    assert longest == pytest.approx(0.9, abs=0.04)
     plan = plan_cuts(song, music_start_s=0, duration_s=20, fps=FPS, longest_scene_s=longest)
     shots = select_shots(plan, [clip], seed=0)
     assert_fills(shots, plan, [clip])
     assert {shot.frames for shot in shots} == {15}
-    assert not any("margin" in shot.reasons for shot in shots)
+    assert all("reused" in shot.reasons for shot in shots[2:])
+    assert all(a.source_frame != b.source_frame for a, b in itertools.pairwise(shots))
 
 
 def test_a_short_scene_gives_up_its_margin_and_says_so() -> None:
@@ -377,15 +380,15 @@ def test_a_hole_in_a_recording_is_not_shown() -> None:
 
 def test_usable_footage_counts_what_shots_can_be_cut_from() -> None:
     assert usable_footage_s([a_clip("a.mp4", 10.0)]) == 9
-    assert usable_footage_s([a_clip("a.mp4", 1.2)]) == pytest.approx(0.9)
+    assert usable_footage_s([a_clip("a.mp4", 1.2)]) == pytest.approx(0.9, abs=0.04)
     assert usable_footage_s([a_clip("a.mp4", 10.0, scenes_s=(0, 4))]) == 3 + 5
 
 
 def test_one_long_clip_among_short_ones_does_not_set_the_pace() -> None:
     clips = [a_clip("long.mp4", 12.3), *(a_clip(f"{n}.mp4", 2.3) for n in range(40))]
-    assert longest_scene_s(clips) == pytest.approx(12.0)
-    assert longest_scene_s(clips, film_s=60.0) == pytest.approx(2.0)
-    assert longest_scene_s(clips, film_s=10.0) == pytest.approx(12.0)
+    assert longest_scene_s(clips) == pytest.approx(12.0, abs=0.04)
+    assert longest_scene_s(clips, film_s=60.0) == pytest.approx(2.0, abs=0.04)
+    assert longest_scene_s(clips, film_s=10.0) == pytest.approx(12.0, abs=0.04)
 
 
 def test_clips_without_signatures_or_with_one_frame_can_be_used() -> None:
