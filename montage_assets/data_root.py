@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 DEFAULT_CACHE_BYTES = 20 << 30
 
@@ -79,6 +79,13 @@ class DataRoot:
         if self._is_here(key):
             return self._path(key).read_bytes()
         return bytes(self._remote.cat_file(self._remote_path(key)))
+
+    def open(self, key: str) -> IO[bytes]:
+        """A file opened for reading; of a remote one only what is read is fetched."""
+        if self._is_here(key):
+            return self._path(key).open("rb")
+        opened: IO[bytes] = self._remote.open(self._remote_path(key), "rb", block_size=1 << 18)
+        return opened
 
     def write_bytes(self, key: str, data: bytes) -> None:
         """Write a whole file at once."""

@@ -13,8 +13,11 @@ from montage_assets.assets.montage import montage
 from montage_assets.assets.proxies import proxies
 from montage_assets.assets.rendered_segments import rendered_segments
 from montage_assets.assets.scene_shards import scene_shards
+from montage_assets.cluster.executors import local_executor
 from montage_assets.io import json_records
 from montage_assets.jobs import montage_job
+from montage_assets.sensors import input_folders, nightly_sweep
+from montage_assets.settings import Settings
 
 
 def build_definitions(**overrides: Any) -> dg.Definitions:
@@ -22,6 +25,9 @@ def build_definitions(**overrides: Any) -> dg.Definitions:
     parts: dict[str, Any] = {
         "assets": [footage, proxies, scene_shards, beats, clip_selections, rendered_segments, montage],
         "jobs": [montage_job],
+        "sensors": [input_folders],
+        "schedules": [nightly_sweep],
+        "executor": local_executor(Settings.from_environment().workers or 1),
         "resources": {"io_manager": json_records},
     }
     return dg.Definitions(**{**parts, **overrides})

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from montage_assets.media.errors import MediaError
+from montage_assets.media.errors import FfmpegFailed, MediaError
 
 _SYSTEM_FAULTS = {
     errno.ENOSPC: "the disk is full",
@@ -21,11 +21,16 @@ _SYSTEM_FAULTS = {
 
 @contextlib.contextmanager
 def plain_failures() -> Iterator[None]:
-    """Turn what a user can mend into a Failure of one line; let programming errors through as they are."""
+    """Turn what a user can mend into a Failure of one line; let programming errors through as they are.
+
+    The metadata `input` marks faults in the user's files or settings, which no retry mends.
+    """
     try:
         yield
+    except FfmpegFailed as error:
+        raise dg.Failure(str(error), metadata={"log": error.log}) from None
     except MediaError as error:
-        raise dg.Failure(str(error), allow_retries=False) from None
+        raise dg.Failure(str(error), metadata={"input": True}, allow_retries=False) from None
     except OSError as error:
         fault = describe_system_fault(error)
         if fault is None:

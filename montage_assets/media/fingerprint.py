@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import IO
 
 WHOLE_FILE_BYTES = 64 << 20
 _SAMPLES = 64
 _SAMPLE_BYTES = 256 << 10
 _BLOCK_BYTES = 1 << 20
+_QUICK_SAMPLES = 8
+_QUICK_BYTES = 64 << 10
 
 
 def fingerprint_of(stream: IO[bytes], size_bytes: int) -> str:
@@ -36,14 +37,20 @@ def fingerprint_of(stream: IO[bytes], size_bytes: int) -> str:
     return digest.hexdigest()
 
 
+def quick_fingerprint_of(stream: IO[bytes], size_bytes: int) -> str:
+    """Fingerprint of at most 0.5 MiB of a file: enough to see that a folder's content changed, and cheap enough
+    to do for thousands of files in one tick of a sensor."""
+    digest = hashlib.blake2b(size_bytes.to_bytes(8, "big"), digest_size=12)
+    last_start = max(0, size_bytes - _QUICK_BYTES)
+    for sample in range(_QUICK_SAMPLES):
+        stream.seek(last_start * sample // (_QUICK_SAMPLES - 1))
+        digest.update(stream.read(_QUICK_BYTES))
+    return digest.hexdigest()
+
+
 def result_key(**ingredients: object) -> str:
     """Key of a result, 24 hex digits, from everything that could change it."""
     return hashlib.blake2b(_canonical(ingredients).encode(), digest_size=12).hexdigest()
-
-
-def combined_fingerprint(parts: Mapping[str, str]) -> str:
-    """One fingerprint of many named ones, whatever their order."""
-    return result_key(**{"parts": dict(parts)})
 
 
 def _canonical(value: object) -> str:

@@ -1,0 +1,259 @@
+"""The command line: argument parsing and printing; each command calls what does the work.
+
+Exit codes: 0 done, 1 the work failed, 2 wrong usage or input.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from montage_assets.media.errors import FfmpegFailed, MediaError
+
+if TYPE_CHECKING:
+    from montage_assets.local_run import RunOutcome
+    from montage_assets.media.clip import Clip
+    from montage_assets.media.frame_scores import FrameScores
+
+DONE, FAILED, WRONG_INPUT = 0, 1, 2
+
+
+def main() -> NoReturn:
+    """Run the command line; a fault the user can mend is one line on stderr."""
+    try:
+        sys.exit(commands.main(standalone_mode=False) or DONE)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(WRONG_INPUT)
+    except (click.Abort, KeyboardInterrupt):
+        _complain("stopped; finished work is kept, run the same command again to go on")
+        sys.exit(FAILED)
+    except FfmpegFailed as error:
+        _complain(str(error))
+        sys.exit(FAILED)
+    except MediaError as error:
+        _complain(str(error))
+        sys.exit(WRONG_INPUT)
+    except BrokenPipeError:
+        sys.exit(FAILED)
+    except OSError as error:
+        from montage_assets.failures import describe_system_fault
+
+        _complain(describe_system_fault(error) or str(error))
+        sys.exit(FAILED)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="montage-assets")
+def commands() -> None:
+    """A folder of clips and a song become a beat-synced montage."""
+
+
+@commands.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--music", type=click.Path(path_type=Path), help="The song, if it is not in the folder.")
+@click.option("--duration", type=str, help="Length of the film in seconds or m:ss.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overrule a key of montage.yaml.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the film is to go as well.")
+def make(folder: Path, music: Path | None, duration: str | None, settings: Sequence[str], output: Path | None) -> int:
+    """Make the montage of FOLDER."""
+    from montage_assets.local_run import montage_name, run_montage, use_default_dagster_home
+    from montage_assets.settings import Settings
+    from montage_assets.spec import make_spec, parse_override
+
+    overrides = dict(parse_override(text) for text in settings)
+    if duration is not None:
+        overrides["duration"] = duration
+    make_spec(overrides, "--set")
+    _require(folder.is_dir(), f"there is no folder {folder}; check its spelling")
+    _require(music is None or music.is_file(), f"there is no song {music}; check its spelling")
+    if output is not None:
+        _refuse_unwritable(output)
+    environment = Settings.from_environment()
+    root = environment.data_root()
+    use_default_dagster_home(environment)
+    source = str(folder.resolve())
+    montage = montage_name(root, source)
+    config: dict[str, Any] = {"folder": source, "overrides": overrides}
+    if music is not None:
+        config["music"] = str(music.resolve())
+    outcome = run_montage(environment, montage, config, _bytes_in(folder), _display())
+    return _report(root, outcome, output)
+
+
+@commands.command()
+@click.argument("video", type=click.Path(path_type=Path))
+@click.option("--shards", type=click.IntRange(1, 256), default=1, show_default=True, help="Score in so many shards.")
+@click.option("--detector", default="adaptive", show_default=True, help="adaptive, content, hash, histogram, threshold.")
+@click.option("--threshold", type=float, help="The detector's threshold. Default: its own.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def scenes(video: Path, shards: int, detector: str, threshold: float | None, as_json: bool) -> None:
+    """Print the cuts of VIDEO."""
+    from montage_assets.media.scenes import DETECTORS, detect_scenes
+
+    _require(
+        detector in DETECTORS, f"there is no scene detector {detector!r}; choose one of {', '.join(DETECTORS)}"
+    )
+    clip = _probed(video)
+    found = detect_scenes(clip, _scores(video, clip, shards), detector, threshold)  # type: ignore[arg-type]
+    if as_json:
+        document = {"fps": float(found.fps), "frames": found.frames, "cuts": found.cuts, "cuts_s": found.cuts_s}
+        click.echo(json.dumps(document))
+        return
+    click.echo(f"{video}: {found.frames} frames, {float(found.fps):.5g} fps, {len(found.cuts)} cuts")
+    for frame, second in zip(found.cuts, found.cuts_s, strict=True):
+        click.echo(f"{frame:8d}  {second:10.3f} s")
+
+
+@commands.command()
+@click.argument("audio", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def beats(audio: Path, as_json: bool) -> None:
+    """Print the beats of AUDIO."""
+    from montage_assets.media.beats import analyze_song
+
+    analysis = analyze_song(audio)
+    if as_json:
+        document = {
+            "beats_s": analysis.beats_s,
+            "downbeats_s": analysis.downbeats_s,
+            "tempo_bpm": analysis.tempo_bpm,
+            "energy": analysis.energy,
+            "onset_strength": analysis.onset_strength,
+            "hop_s": analysis.hop_s,
+            "confidence": analysis.confidence,
+            "source": analysis.source,
+            "explanation": analysis.explanation,
+        }
+        click.echo(json.dumps(document))
+        return
+    click.echo(f"{audio}: {analysis.tempo_bpm:.2f} BPM, {len(analysis.beats_s)} beats in {analysis.duration_s:.1f} s")
+    click.echo(analysis.explanation)
+    downbeats = set(analysis.downbeats_s)
+    for beat in analysis.beats_s:
+        click.echo(f"{beat:10.3f} s{'  bar' if beat in downbeats else ''}")
+
+
+@commands.command()
+@click.argument("film", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(film: Path, as_json: bool) -> int:
+    """Check FILM against the edit list beside it."""
+    from montage_assets.media.film_check import check_film, edit_list_beside
+
+    _require(film.is_file(), f"there is no film {film}; check its spelling")
+    results = check_film(film, edit_list_beside(film))
+    passed = all(result.passed for result in results)
+    if as_json:
+        rows = [{"name": r.name, "passed": r.passed, "detail": r.detail, "values": r.values} for r in results]
+        click.echo(json.dumps({"film": str(film), "passed": passed, "checks": rows}, indent=1))
+    else:
+        for result in results:
+            click.echo(f"{'ok  ' if result.passed else 'FAIL'} {result.name}: {result.detail}")
+    return DONE if passed else FAILED
+
+
+@commands.command()
+def schema() -> None:
+    """Print the JSON schema of montage.yaml."""
+    from montage_assets.spec import spec_schema
+
+    click.echo(spec_schema())
+
+
+def _complain(message: str) -> None:
+    click.echo(f"montage: {message}", err=True)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise MediaError(message)
+
+
+def _refuse_unwritable(output: Path) -> None:
+    import os
+
+    folder = output.resolve().parent
+    _require(folder.is_dir(), f"there is no folder {folder} for {output.name}; make it first")
+    _require(os.access(folder, os.W_OK), f"{folder} cannot be written to; choose another place for {output.name}")
+    _require(output.suffix.lower() == ".mp4", f"{output.name}: films are MP4 files; name it {output.stem}.mp4")
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _display() -> Any:
+    from montage_assets.run_view import LiveDisplay, PlainDisplay
+
+    return LiveDisplay() if sys.stderr.isatty() else PlainDisplay(lambda line: click.echo(line, err=True))
+
+
+def _report(root: Any, outcome: RunOutcome, output: Path | None) -> int:
+    from montage_assets import layout
+    from montage_assets.data_root import copy_atomically
+    from montage_assets.media import edit_list as edit_lists
+
+    if outcome.faults:
+        for fault in outcome.faults:
+            _complain(fault.message)
+        return WRONG_INPUT if any(fault.is_input for fault in outcome.faults) else FAILED
+    film = root.where(layout.film(outcome.montage))
+    text = root.read_bytes(layout.edit_list(outcome.montage)).decode()
+    if output is not None:
+        copy_atomically(root.local_file(layout.film(outcome.montage)), output)
+        copy_atomically(root.local_file(layout.edit_list(outcome.montage)), output.with_suffix(".json"))
+        film = str(output)
+    edit = edit_lists.from_json(text)
+    worst_ms = 1000 * max(edit_lists.cut_errors_s(edit), default=0.0)
+    frame_ms = 1000 / float(edit.fps)
+    click.echo(f"film:       {film}")
+    click.echo(f"length:     {float(Fraction(edit.frames) / edit.fps):.2f} s, {edit.width}x{edit.height}, {float(edit.fps):.5g} fps")
+    click.echo(f"cuts:       {len(edit.shots) - 1}, at {edit.music.tempo_bpm:.2f} BPM")
+    click.echo(f"worst cut:  {worst_ms:.1f} ms from its beat (a frame lasts {frame_ms:.1f} ms)")
+    for left_out in edit.left_out:
+        click.echo(f"left out:   {left_out.clip}: {left_out.reason}")
+    times = [(name, asset.seconds) for name, asset in outcome.view.assets.items() if asset.seconds is not None]
+    click.echo("seconds:    " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in times))
+    return DONE
+
+
+def _probed(video: Path) -> Clip:
+    from montage_assets.media.errors import UnusableClip
+    from montage_assets.media.ingest import ingest_clip
+
+    _require(video.is_file(), f"there is no video {video}; check its spelling")
+    try:
+        return ingest_clip(video, video.name, "").clip
+    except UnusableClip as error:
+        raise MediaError(f"{video} {error}") from None
+
+
+def _scores(video: Path, clip: Clip, shards: int) -> FrameScores:
+    """Score in so many shards side by side, as the asset's steps do."""
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+
+    from montage_assets.media.frame_scores import ShardsDoNotFit, merge_scores, score_range
+    from montage_assets.media.keyframes import keyframe_finder
+    from montage_assets.media.shards import cut_into_ranges
+
+    with keyframe_finder(video, clip) as keyframe_before:
+        ranges = cut_into_ranges(clip, shards, keyframe_before)
+    with ThreadPoolExecutor(max_workers=min(len(ranges), os.cpu_count() or 1)) as pool:
+        parts = list(pool.map(lambda part: score_range(video, clip, part), ranges))
+    try:
+        return merge_scores(parts)
+    except ShardsDoNotFit:
+        (whole,) = cut_into_ranges(clip, 1, lambda _: None)
+        return score_range(video, clip, whole)
+
+
+if __name__ == "__main__":
+    main()
