@@ -1,0 +1,41 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MONTAGE_DATA ?= $(CURDIR)/data
+export MONTAGE_DATA
+DAGSTER_HOME ?= $(MONTAGE_DATA)/dagster
+export DAGSTER_HOME
+
+.PHONY: demo dev test lint bench
+
+demo: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## make the example montage
+	$(BIN)/montage make examples/demo
+
+dev: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## the Dagster UI on http://127.0.0.1:3000, sensors on
+	mkdir -p $(MONTAGE_DATA)/input
+	$(BIN)/dagster dev -w workspace.yaml --host 127.0.0.1 --port 3000
+
+test: $(VENV)/installed-dev  ## the test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-dev  ## measure, and write docs/benchmarks.md
+	$(BIN)/python -m benchmarks
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
+	mkdir -p $(DAGSTER_HOME)
+	cp dagster.yaml $@
