@@ -25,7 +25,7 @@ _SAMPLE_BYTES = 4
 _LOUDEST = 8.0  # float files may exceed full scale, broken ones by orders of magnitude
 
 
-def mono_blocks(path: str | os.PathLike[str], rate: int, block_s: float = 20.0) -> Iterator[Samples]:
+def mono_blocks(path: str | os.PathLike[str], rate: int, block_s: float = 5.0) -> Iterator[Samples]:
     """The first audio stream, mixed to mono at `rate` Hz, in blocks of `block_s` seconds.
 
     A file that breaks off is read as far as it goes. Raises MediaError, after the last block at the latest,
@@ -36,13 +36,16 @@ def mono_blocks(path: str | os.PathLike[str], rate: int, block_s: float = 20.0) 
     block_bytes = max(1, round(block_s * rate)) * _SAMPLE_BYTES
     samples = 0
     failure: FfmpegFailed | None = None
-    args = [*input_args(path), "-map", "0:a:0", "-ac", "1", "-ar", str(rate), "-f", "f32le", "pipe:1"]
+    # Large frames from the resampler on: handing small ones on costs ffmpeg more than resampling.
+    shape = f"aformat=sample_fmts=flt:channel_layouts=mono:sample_rates={rate},asetnsamples=n={rate}:p=0"
+    args = [*input_args(path), "-map", "0:a:0", "-af", shape, "-f", "f32le", "-c:a", "pcm_f32le", "pipe:1"]
     try:
         with ffmpeg_output(args, what=f"decoding the sound of {name}") as stream:
             while data := stream.read(block_bytes):
-                block = np.frombuffer(data, np.dtype("<f4"), count=len(data) // _SAMPLE_BYTES)
+                block = np.frombuffer(data, np.dtype("<f4"), count=len(data) // _SAMPLE_BYTES).copy()
                 samples += len(block)
-                yield np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0).clip(-_LOUDEST, _LOUDEST)
+                np.nan_to_num(block, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+                yield np.clip(block, -_LOUDEST, _LOUDEST, out=block)
     except FfmpegFailed as error:  # of a file cut short, the part before the damage is still a song
         failure = error
     if samples < SHORTEST_S * rate:

@@ -28,7 +28,7 @@ _BANDS = 30
 _LOWEST_HZ, _HIGHEST_HZ = 30.0, 11000.0
 _BAND_EDGES_HZ = (220.0, 2200.0)  # kick and bass | snare, voice, guitars | hats and cymbals
 _FLUX_FRAMES = 2
-_FRAMES_AT_ONCE = 2000
+_FRAMES_AT_ONCE = 400
 # The flux is highest in the frame whose middle is this long after the attack: measured, the mean of clicks
 # (2.5 ms before), drums (0 to 2.5 ms after) and plucked strings.
 _ATTACK_LEAD_S = 0.0015
@@ -38,7 +38,7 @@ _AUDIBLE_FLUX = 0.02  # an envelope whose onsets are weaker than this is a stead
 _CHROMA_WINDOW = 4096
 _CHROMA_FRAME = 2400
 CHROMA_FRAMES_PER_S = RATE // _CHROMA_FRAME
-_CHROMA_HZ = (65.0, 2100.0)
+_LOWEST_CHROMA_HZ, _SEMITONES = 65.4, 60  # the lowest are narrower than a bin, and share bins
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ def song_signals(blocks: Iterable[NDArray[np.float32]]) -> SongSignals:
 
     Needs about 20 MB, and 13 kB more for every second of song.
     """
-    mel = _MelBands()
+    mel = _half_mel_bands()
     fine = _Frames(_WINDOW, FRAME)
     coarse = _Frames(_CHROMA_WINDOW, _CHROMA_FRAME)
-    classes = _chroma_weights()
+    semitones = _semitone_bands()
     bands: list[Curve] = []
     rms: list[Curve] = []
     chroma: list[Curve] = []
@@ -73,11 +73,11 @@ def song_signals(blocks: Iterable[NDArray[np.float32]]) -> SongSignals:
 
     def take(block: NDArray[np.float32], *, last: bool) -> None:
         for windows in fine.windows(block, last=last):
-            bands.append(mel.of(windows))
+            bands.append(_mel_bands(mel.of(windows)))
             middle = windows[:, (_WINDOW - FRAME) // 2 : (_WINDOW + FRAME) // 2]
             rms.append(np.sqrt(np.mean(middle * middle, axis=1)))
         for windows in coarse.windows(block, last=last):
-            chroma.append(_magnitudes(windows) @ classes)
+            chroma.append(semitones.of(windows).reshape(-1, _SEMITONES // 12, 12).sum(axis=1))
 
     for block in blocks:
         samples += len(block)
@@ -87,7 +87,7 @@ def song_signals(blocks: Iterable[NDArray[np.float32]]) -> SongSignals:
     bands.clear()
     return SongSignals(
         duration_s=samples / RATE,
-        onsets=_flux(levels, mel.groups),
+        onsets=_flux(levels),
         rms=np.concatenate(rms),
         timbre=_thinned(levels, FRAMES_PER_S // CHROMA_FRAMES_PER_S),
         chroma=np.concatenate(chroma),
@@ -140,43 +140,59 @@ class _Frames:
         self._rest = samples[count * self._hop :]
 
 
-class _MelBands:
-    """Magnitudes in triangular bands of equal width in mel (O'Shaughnessy's 2595 log10(1 + f/700))."""
+class _Bands:
+    """Sums over runs of neighbouring bins. (A matrix product would do, but its threads cost more than it.)"""
 
-    def __init__(self) -> None:
-        mel = np.linspace(_mel(_LOWEST_HZ), _mel(_HIGHEST_HZ), _BANDS + 2)
-        edges = 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
-        bins = np.arange(_WINDOW // 2 + 1) * RATE / _WINDOW
-        rising = (bins[:, None] - edges[:-2]) / np.diff(edges)[:-1]
-        falling = (edges[2:] - bins[:, None]) / np.diff(edges)[1:]
-        self._weights = np.maximum(np.minimum(rising, falling), 0.0).astype(np.float32)
-        self.groups = np.searchsorted(np.array(_BAND_EDGES_HZ), edges[1:-1])
+    def __init__(self, first_bins: NDArray[np.int64], weights: Curve) -> None:
+        self._first_bins = first_bins
+        self._weights = weights
 
-    def of(self, windows: NDArray[np.float32]) -> Curve:
-        return _magnitudes(windows) @ self._weights
+    def of(self, windows: Curve) -> Curve:
+        """(windows, bands) from samples (windows, length)."""
+        weighted = _magnitudes(windows, len(self._weights)) * self._weights
+        sums: Curve = np.add.reduceat(weighted, self._first_bins, axis=1)
+        return sums
+
+
+def _mel_steps_hz() -> NDArray[np.float64]:
+    """2 * _BANDS + 3 frequencies, even in mel (O'Shaughnessy's 2595 log10(1 + f/700)): half bands apart."""
+    mel = np.linspace(_mel(_LOWEST_HZ), _mel(_HIGHEST_HZ), 2 * _BANDS + 3)
+    steps: NDArray[np.float64] = 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
+    return steps
+
+
+def _half_mel_bands() -> _Bands:
+    bins = np.round(_mel_steps_hz() * _WINDOW / RATE).astype(np.int64)
+    return _Bands(bins[:-1], np.ones(bins[-1], np.float32))
+
+
+def _mel_bands(halves: Curve) -> Curve:
+    """(n, _BANDS) bands that overlap like triangles, from (n, 2 * _BANDS + 2) half bands."""
+    inner = halves[:, 1:-2:2] + halves[:, 2:-1:2]
+    outer = halves[:, :-3:2] + halves[:, 3::2]
+    return np.float32(0.75) * inner + np.float32(0.25) * outer
 
 
 def _mel(hz: float) -> float:
     return float(2595.0 * np.log10(1.0 + hz / 700.0))
 
 
-def _magnitudes(windows: NDArray[np.float32]) -> Curve:
+def _magnitudes(windows: Curve, bins: int) -> Curve:
     import scipy.fft
 
     length = windows.shape[1]
-    hann = np.hanning(length + 1)[:-1].astype(np.float32)
-    magnitudes: Curve = np.abs(scipy.fft.rfft(windows * hann, axis=1)) * np.float32(4.0 / length)
+    hann = np.hanning(length + 1)[:-1].astype(np.float32) * np.float32(4.0 / length)
+    magnitudes: Curve = np.abs(scipy.fft.rfft(windows * hann, axis=1)[:, :bins])
     return magnitudes
 
 
-def _chroma_weights() -> Curve:
-    """(bins, 12): each bin to the nearest pitch class; high bins count less, as overtones crowd there."""
-    hz = np.arange(_CHROMA_WINDOW // 2 + 1) * RATE / _CHROMA_WINDOW
-    weights = np.zeros((len(hz), 12), np.float32)
-    for index in np.flatnonzero((hz >= _CHROMA_HZ[0]) & (hz <= _CHROMA_HZ[1])):
-        pitch = 12.0 * np.log2(hz[index] / 440.0)
-        weights[index, round(pitch) % 12] = 1.0 / np.sqrt(hz[index])
-    return weights
+def _semitone_bands() -> _Bands:
+    """One band for every semitone; high ones count less, as overtones crowd there."""
+    hz = _LOWEST_CHROMA_HZ * 2.0 ** (np.arange(_SEMITONES + 1) / 12.0)
+    bins = np.round(hz / 2.0 ** (1.0 / 24.0) * _CHROMA_WINDOW / RATE).astype(np.int64)
+    weights = np.zeros(bins[-1], np.float32)
+    weights[bins[0] :] = 1.0 / np.sqrt(np.arange(bins[0], bins[-1]) * RATE / _CHROMA_WINDOW)
+    return _Bands(bins[:-1], weights)
 
 
 def _to_log_levels(bands: Curve) -> Curve:
@@ -186,7 +202,8 @@ def _to_log_levels(bands: Curve) -> Curve:
     return np.log1p(bands, out=bands)
 
 
-def _flux(levels: Curve, groups: NDArray[np.int64]) -> Curve:
+def _flux(levels: Curve) -> Curve:
+    groups = np.searchsorted(np.array(_BAND_EDGES_HZ), _mel_steps_hz()[2:-1:2])
     flux = np.zeros((len(levels), len(_BAND_EDGES_HZ) + 1), np.float32)
     for first in range(_FLUX_FRAMES, len(levels), _FRAMES_AT_ONCE):
         now = levels[first : first + _FRAMES_AT_ONCE]

@@ -28,6 +28,7 @@ CURVE_HOP_S = CURVE_HOP_FRAMES / FRAMES_PER_S
 # Weights of what marks a bar's first beat: a new chord most of all (Goto, JNMR 2001), then bass and colour.
 _BAR_MARKS = {"chord": 1.0, "harmony": 0.7, "bass": 0.6, "colour": 0.3}
 _CHORD_FLOOR = 0.002  # a chord change this small is none
+_CHORD_WEIGHT = 1.5
 _OFF_BEAT_CLEARER = 0.1
 _EIGHTH_ONSET, _EIGHTH_BASS = 0.65, 0.5  # of a beat's
 _BACKBEAT_WEIGHT = 1.5
@@ -69,12 +70,10 @@ def stands_between_beats(signals: SongSignals, beats_s: Floats) -> bool:
 
     def evidence(times_s: Floats) -> float:
         chords = _change(chroma, times_s, 1)
-        factors = [
-            float(_accents(envelope, times_s).mean()) + 0.01,
-            float(_accents(signals.onsets[:, 0], times_s).mean()) + 0.01,
-            max(float(chords[phase::4].mean()) for phase in range(4)) + _CHORD_FLOOR,
-        ]
-        return float(np.log(factors).sum())
+        onset = float(_accents(envelope, times_s).mean()) + 0.01
+        bass = float(_accents(signals.onsets[:, 0], times_s).mean()) + 0.01
+        chord = max(float(chords[phase::4].mean()) for phase in range(4)) + _CHORD_FLOOR
+        return float(np.log(onset) + np.log(bass) + _CHORD_WEIGHT * np.log(chord))
 
     return evidence((beats_s[:-1] + beats_s[1:]) / 2.0) > evidence(beats_s) + _OFF_BEAT_CLEARER
 
