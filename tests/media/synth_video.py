@@ -1,7 +1,7 @@
 """Small videos whose every frame says which clip and which frame it is, and the reading of that from a film.
 
-A frame is a grid of ten columns and three rows of light and dark cells: the first row is the frame's number
-in binary, the second the clip's, the third its complement. So it can be recognised after scaling and encoding.
+A frame is a grid of ten columns and three rows of light and dark cells: the first row is its number
+in binary, the second the clip's, the third the complement of that.
 """
 
 from __future__ import annotations
