@@ -293,6 +293,9 @@ FLAT_SONG_SPAN = 0.3
 HYSTERESIS_OCTAVES = 0.25
 """How far past the half-way point the wanted shot length must go before the pace follows it."""
 
+PHRASE_BARS = 8
+"""After so many bars of one quick pace, each further phrase opens with a held shot: even cutting tires."""
+
 LIFT_INTO_LOUDER = 0.25
 """A section louder than its forerunner by this much is led into by a bar of quicker cuts."""
 
@@ -382,17 +385,25 @@ class _Song:
         ratio = self.pace.loud_shot_s / self.pace.quiet_shot_s
         wanted = np.log2(self.pace.quiet_shot_s * ratio**energy / self.period_s)
         chosen = np.zeros(len(times_s))
-        level = -1
+        level, bars_at_level = -1, 0
         for index in range(len(times_s)):
             nearest = int(np.argmin(np.abs(steps - wanted[index])))
+            bars_at_level += int(new_bar[index])
             if level < 0 or new_section[index]:
-                level = nearest
+                level, bars_at_level = nearest, 0
             elif new_bar[index] and nearest != level:
                 half_way = (steps[nearest] + steps[level]) / 2
                 if abs(wanted[index] - half_way) > HYSTERESIS_OCTAVES or abs(nearest - level) > 1:
-                    level = nearest
-            chosen[index] = counts[level]
+                    level, bars_at_level = nearest, 0
+            chosen[index] = self._breathing(counts, level, bars_at_level)
         return self._led_into_louder(times_s, chosen, energy, new_section, counts)
+
+    def _breathing(self, counts: Floats, level: int, bars: int) -> float:
+        """The level's beats per shot; longer ones where a pace that was kept for long begins a new phrase."""
+        if level + 1 == len(counts) or counts[level] > self.bar or bars < PHRASE_BARS:
+            return float(counts[level])
+        held_bars = max(1, int(counts[level + 1]) // self.bar)
+        return float(counts[level + 1] if bars % PHRASE_BARS < held_bars else counts[level])
 
     def _led_into_louder(
         self, times_s: Floats, chosen: Floats, energy: Floats, new_section: NDArray[np.bool_], counts: Floats

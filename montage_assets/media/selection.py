@@ -10,6 +10,7 @@ footage whole for the slots that need them, one uses a clip that holds most of t
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,9 @@ WEIGHTS = {
     "steadiness": 0.08,
 }
 """What a shot's score is made of; they add up to 1."""
+
+LOOKS = ("sharpness", "exposure", "contrast", "steadiness")
+"""The terms that are the picture's own, whatever the music and the other shots."""
 
 UNUSABLE_COST = 1000.0
 REUSE_COST = 100.0
@@ -126,6 +130,8 @@ class _Chooser:
         self._seed = seed
 
         self._stock = _Stock(footage, plan)
+        self._spent = self._stock.part_needed()
+        self._wanted_motion = _wanted_motion(footage, plan, self._spent)
         self._uses = np.zeros(len(footage.time_s), dtype=np.int64)
         self._last_use = np.full(len(footage.time_s), -1, dtype=np.int64)
         self._clip_last = np.full(len(footage.names), -1, dtype=np.int64)
@@ -137,13 +143,20 @@ class _Chooser:
     def fill(self, slot: Slot) -> Shot:
         options = self._windows(slot)
         terms = self._terms(slot, options)
-        score = np.zeros(len(options.first))
-        for name, weight in WEIGHTS.items():
-            score += weight * terms[name]
-        cost = self._costs(slot, options) - score - WHIM * self._whims(slot.index)[options.scene]
+        looks = _weighted(terms, LOOKS)
+        fit = _weighted(terms, [name for name in WEIGHTS if name not in LOOKS])
+        # Where most of the footage is needed anyway, all but its worst is as good: else the best would go
+        # to the first shots and the film would end on leavings.
+        enough = float(np.quantile(looks, 1 - self._spent))
+        cost = (
+            self._costs(slot, options)
+            - np.minimum(looks, enough)
+            - fit
+            - WHIM * self._whims(slot.index)[options.scene]
+        )
         # Rounded, so that the last bits of another processor's arithmetic do not choose another shot.
         chosen = int(np.argmin(np.round(cost, 7)))
-        shot = self._shot(slot, options, chosen, terms, float(score[chosen]))
+        shot = self._shot(slot, options, chosen, terms, float(looks[chosen] + fit[chosen]))
         self._remember(slot, options, chosen)
         return shot
 
@@ -172,7 +185,7 @@ class _Chooser:
         plain = {name: values for name, values in options.terms.items() if name != "liveliness"}
         return {
             **plain,
-            "motion": 1 - np.abs(options.terms["liveliness"] - slot.energy),
+            "motion": 1 - np.abs(options.terms["liveliness"] - self._wanted_motion[slot.index]),
             "novelty": self._likeness.novelty(options.signature),
             "variety": self._variety(slot.index)[options.scene],
         }
@@ -183,7 +196,9 @@ class _Chooser:
         memory = max(1.0, min(len(footage.names), 12) / 2)
         rested = 1 - np.exp(-(slot - self._clip_last) / memory)
         rested = np.where(self._clip_last < 0, 1.0, rested)
-        per_clip = 0.5 * rested + 0.25 / (1 + self._clip_uses)
+        # Plentiful footage is shared evenly among the clips; scarce footage by how much each has left.
+        fair = (1 - self._spent) / (1 + self._clip_uses) + self._spent * self._stock.clips_left()
+        per_clip = 0.5 * rested + 0.25 * fair
         variety: Floats = per_clip[footage.scene_clip] + 0.25 / (1 + self._scene_uses)
         return variety
 
@@ -281,6 +296,28 @@ class _Chooser:
         self._stock.take(start, start + options.length_s)
 
 
+def _weighted(terms: dict[str, Floats], names: Sequence[str]) -> Floats:
+    total: Floats = np.sum([WEIGHTS[name] * terms[name] for name in names], axis=0)
+    return total
+
+
+def _wanted_motion(footage: Footage, plan: CutPlan, spent: float) -> Floats:
+    """The motion (0..1) that each slot asks for: its energy, as far as the footage has it to give.
+
+    The more of the footage is needed, the more it is shared out by rank: the liveliest to the loudest slots.
+    """
+    energy = np.array([slot.energy for slot in plan.slots])
+    frames = np.array([slot.frames for slot in plan.slots], dtype=np.float64)
+    order = np.argsort(energy, kind="stable")
+    ends = np.cumsum(frames[order]) / frames.sum()
+    # Slots of one energy share one rank: the middle of what they span.
+    low = np.searchsorted(energy[order], energy, "left")
+    high = np.searchsorted(energy[order], energy, "right") - 1
+    rank = (np.concatenate([[0.0], ends])[low] + ends[high]) / 2
+    shared: Floats = np.quantile(footage.quality["liveliness"], np.clip(rank, 0.0, 1.0))
+    return (1 - spent) * energy + spent * shared
+
+
 class _Likeness:
     """How alike pictures are to the last shots, on the scale of this footage."""
 
@@ -331,13 +368,30 @@ class _Stock:
         self._end = footage.run_end_s.copy()
         self._clip_starts = footage.time_s[footage.clip_first]
         self._clips = len(footage.names)
+        self._at_first = np.bincount(self._clip_of_stretch(), self._end - self._start, self._clips)
         lengths = np.array([float(slot.frames / plan.fps) for slot in plan.slots])
+        self._lengths = lengths
         self._classes = [
             _LengthClass(float(length), _still_to_come(_fitting(lengths, float(length))))
             for length in _class_lengths(lengths)
         ]
         after = np.cumsum(lengths[::-1])[::-1]
         self._mean_length = after / np.arange(len(lengths), 0, -1)
+
+    def clips_left(self) -> Floats:
+        """Per clip, the part of its good footage that was not shown; 0 when it had none."""
+        left = np.bincount(self._clip_of_stretch(), self._end - self._start, self._clips)
+        part: Floats = left / np.maximum(self._at_first, SAME_MOMENT_S)
+        return part
+
+    def _clip_of_stretch(self) -> Ints:
+        clips: Ints = np.searchsorted(self._clip_starts, self._start + SAME_MOMENT_S, "right") - 1
+        return clips
+
+    def part_needed(self) -> float:
+        """0..1: how much of the good footage the film takes up."""
+        needed = math.fsum(self._lengths)
+        return min(1.0, needed / max(float((self._end - self._start).sum()), needed))
 
     def shots_lost(self, slot: int, options: Windows) -> Floats:
         """Shots that can no longer be cut without reuse if each window is taken; 0 while there is plenty."""
@@ -365,7 +419,7 @@ class _Stock:
     def clips_due(self, slot: int) -> Bools:
         """Clips that must fill every other slot from here on, lest the film end with one of them in a row."""
         remaining = len(self._mean_length) - slot
-        clip = np.searchsorted(self._clip_starts, self._start + SAME_MOMENT_S, "right") - 1
+        clip = self._clip_of_stretch()
         fitting = _fitting(self._end - self._start, float(self._mean_length[slot]))
         stock = np.bincount(clip, weights=fitting, minlength=self._clips)
         must = remaining - (stock.sum() - stock)
