@@ -145,10 +145,10 @@ def beats(audio: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(film: Path, as_json: bool) -> int:
     """Check FILM against the edit list beside it."""
-    from montage_assets.media.film_check import check_film, edit_list_beside
+    from montage_assets.media.film_check import check_film_file
 
     _require(film.is_file(), f"there is no film {film}; check its spelling")
-    results = check_film(film, edit_list_beside(film))
+    results = check_film_file(film)
     passed = all(result.passed for result in results)
     if as_json:
         rows = [{"name": r.name, "passed": r.passed, "detail": r.detail, "values": r.values} for r in results]

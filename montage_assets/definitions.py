@@ -13,6 +13,7 @@ from montage_assets.assets.montage import montage
 from montage_assets.assets.proxies import proxies
 from montage_assets.assets.rendered_segments import rendered_segments
 from montage_assets.assets.scene_shards import scene_shards
+from montage_assets.checks import film_checks
 from montage_assets.cluster.executors import local_executor
 from montage_assets.io import json_records
 from montage_assets.jobs import montage_job
@@ -24,6 +25,7 @@ def build_definitions(**overrides: Any) -> dg.Definitions:
     """Everything Dagster is to know. Keyword arguments replace arguments of `dg.Definitions`, e.g. for tests."""
     parts: dict[str, Any] = {
         "assets": [footage, proxies, scene_shards, beats, clip_selections, rendered_segments, montage],
+        "asset_checks": [film_checks],
         "jobs": [montage_job],
         "sensors": [input_folders],
         "schedules": [nightly_sweep],

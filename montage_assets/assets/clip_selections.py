@@ -1,6 +1,6 @@
 """clip_selections: the edit. Where the film cuts, and which piece of which clip fills each shot."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -12,15 +12,19 @@ from montage_assets.assets.footage import Footage
 from montage_assets.assets.scene_shards import Scenes
 from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
-from montage_assets.media import frame_scores
 from montage_assets.media.beat_analysis import BeatAnalysis
-from montage_assets.media.clip import ClipSignals
 from montage_assets.media.edit_list import EditList, EditMusic, cut_errors_s
 from montage_assets.media.film_format import film_rate, film_size
+from montage_assets.media.frame_scores import FrameScores, load_scores
 from montage_assets.media.pacing import choose_duration, pace_named, plan_cuts
+from montage_assets.media.pictures import contact_sheet
 from montage_assets.media.selection import longest_scene_s, select_shots, usable_footage_s
 from montage_assets.media.signals import clip_signals
+from montage_assets.metadata import picture
 from montage_assets.partitions import montage_partitions
+
+
+_SHOTS_ON_SHEET = 60
 
 
 @dataclass(frozen=True)
@@ -45,17 +49,23 @@ def clip_selections(
     """Decide the edit of one montage."""
     root = data_root()
     with plain_failures():
-        selection = select(root, footage, scene_shards, beats)
+        scores = _scores(root, footage, scene_shards)
+        selection = select(footage, scene_shards, beats, scores)
     for note in selection.notes:
         context.log.info(note)
-    return dg.MaterializeResult(value=selection, metadata=_metadata(selection.edit, selection.notes))
+    metadata = _metadata(selection.edit, selection.notes)
+    metadata["contact sheet"] = picture(_contact_sheet(selection.edit, footage, scores), "the shots in order")
+    return dg.MaterializeResult(value=selection, metadata=metadata)
 
 
-def select(root: DataRoot, footage: Footage, scenes: Scenes, beats: BeatAnalysis) -> Selection:
+def select(
+    footage: Footage, scenes: Scenes, beats: BeatAnalysis, scores: Mapping[str, FrameScores]
+) -> Selection:
     """The edit of the measured footage to the analysed song. Raises MediaError when none is possible."""
     spec = footage.spec
-    signals = _signals(root, footage, scenes)
-    usable = [clip for clip in footage.clips if any(clip.name == signal.clip for signal in signals)]
+    clips = by_name(footage.clips)
+    signals = [clip_signals(clips[found.clip], scores[found.clip], found) for found in scenes.scenes]
+    usable = [clips[found.clip] for found in scenes.scenes]
     width, height = film_size(usable, spec.size())
     fps = film_rate(usable, spec.rate())
     pace = pace_named(spec.pace, min_shot_s=spec.min_shot, max_shot_s=spec.max_shot)
@@ -90,16 +100,22 @@ def select(root: DataRoot, footage: Footage, scenes: Scenes, beats: BeatAnalysis
     return Selection(edit, [f"Length of the film: {why}", beats.explanation, *plan.notes])
 
 
-def _signals(root: DataRoot, footage: Footage, scenes: Scenes) -> list[ClipSignals]:
+def _scores(root: DataRoot, footage: Footage, scenes: Scenes) -> dict[str, FrameScores]:
     clips = by_name(footage.clips)
-    return [
-        clip_signals(
-            clips[found.clip],
-            frame_scores.load_scores(root.read_bytes(shard_steps.scores_key(clips[found.clip]))),
-            found,
-        )
-        for found in scenes.scenes
-    ]
+    return {
+        found.clip: load_scores(root.read_bytes(shard_steps.scores_key(clips[found.clip]))) for found in scenes.scenes
+    }
+
+
+def _contact_sheet(edit: EditList, footage: Footage, scores: Mapping[str, FrameScores]) -> bytes:
+    clips = by_name(footage.clips)
+    shown = edit.shots[:_SHOTS_ON_SHEET]
+    pictures = []
+    for shot in shown:
+        middle_s = shot.source_start_s + float(Fraction(shot.frames) / edit.fps) / 2
+        first = int(scores[shot.clip].pts[0])
+        pictures.append(scores[shot.clip].thumbnail_near(first + round(middle_s / float(clips[shot.clip].time_base))))
+    return contact_sheet(pictures, [f"{shot.id}: {shot.clip}" for shot in shown])
 
 
 def _metadata(edit: EditList, notes: Sequence[str]) -> dict[str, dg.MetadataValue]:

@@ -39,6 +39,7 @@ class Film:
     duration_s: float
     size_bytes: int
     sound: FilmSound
+    target_lufs: float
     reencoded: list[int]
 
 
@@ -124,6 +125,7 @@ def make_film(
         duration_s=float(Fraction(edit.frames) / edit.fps),
         size_bytes=size,
         sound=sound,
+        target_lufs=footage.spec.loudness,
         reencoded=joined.reencoded,
     )
 

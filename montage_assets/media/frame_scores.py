@@ -27,7 +27,7 @@ from montage_assets.media.shards import ClipRange
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ALGORITHM = 1
+ALGORITHM = 2
 """Part of every score's key; raised whenever a change of this module changes a score."""
 
 LONG_SIDE = 256
@@ -36,6 +36,8 @@ HISTOGRAM_BINS = 128
 HASH_SIZE = 8
 HASH_LOWPASS = 2
 SIGNATURE_EVERY_S = 0.5
+THUMBNAIL_EVERY_S = 1.0
+THUMBNAIL_LONG_SIDE = 160
 _SIGNATURE_SIDE = 6
 _BLACK = 16
 _WHITE = 244
@@ -69,6 +71,12 @@ class FrameScores:
     """One entry per signature: the frame it describes."""
     signatures: NDArray[np.float32]
     """(signatures, dimensions), rows of unit length: colour and layout of one frame every 0.5 s."""
+    thumbnail_pts: NDArray[np.int64]
+    """One entry per thumbnail: the frame it shows; one a second."""
+    thumbnail_bytes: NDArray[np.int64]
+    """Length of each thumbnail's JPEG."""
+    thumbnail_data: NDArray[np.uint8]
+    """The JPEGs one after the other, upright, 160 px on the long side."""
     before_pts: int
     """Time of the frame before the first one; -1 when there is none. Links a shard to its neighbour."""
     before_check: int
@@ -80,6 +88,12 @@ class FrameScores:
     def frames(self) -> int:
         """Number of frames."""
         return len(self.pts)
+
+    def thumbnail_near(self, pts: int) -> bytes:
+        """The JPEG of the thumbnail nearest to a time in the clip's time base."""
+        nearest = int(np.argmin(np.abs(self.thumbnail_pts - pts)))
+        end = int(self.thumbnail_bytes[: nearest + 1].sum())
+        return self.thumbnail_data[end - int(self.thumbnail_bytes[nearest]) : end].tobytes()
 
 
 class ShardsDoNotFit(MediaError):  # noqa: N818
@@ -233,6 +247,8 @@ class _Recorder:
         self._rows: list[tuple[Any, ...]] = []
         self._signature_pts: list[int] = []
         self._signatures: list[NDArray[np.float32]] = []
+        self._thumbnail_pts: list[int] = []
+        self._thumbnails: list[NDArray[np.uint8]] = []
         self._last: tuple[int, Any, Any] | None = None
         self._last_frame: NDArray[np.uint8] | None = None
         self._before = (-1, 0)
@@ -277,16 +293,20 @@ class _Recorder:
                 clipped / self._pixels,
             )
         )
-        if self._signature_is_due(pts, None if last is None else last[0]):
+        before = None if last is None else last[0]
+        if self._is_due(SIGNATURE_EVERY_S, pts, before):
             self._signature_pts.append(pts)
             self._signatures.append(_signature(frame, hsv))
+        if self._is_due(THUMBNAIL_EVERY_S, pts, before):
+            self._thumbnail_pts.append(pts)
+            self._thumbnails.append(_thumbnail(frame))
 
-    def _signature_is_due(self, pts: int, before: int | None) -> bool:
+    def _is_due(self, every_s: float, pts: int, before: int | None) -> bool:
         # Decided by time alone, so that any shards choose the same frames.
-        return before is None or self._half_seconds(pts) != self._half_seconds(before)
+        return before is None or self._periods(every_s, pts) != self._periods(every_s, before)
 
-    def _half_seconds(self, pts: int) -> int:
-        return int((pts - self._first_pts) * self._tick_s / SIGNATURE_EVERY_S + 1e-6)
+    def _periods(self, every_s: float, pts: int) -> int:
+        return int((pts - self._first_pts) * self._tick_s / every_s + 1e-6)
 
     def scores(self) -> FrameScores:
         columns = list(zip(*self._rows, strict=True)) or [()] * 11
@@ -307,10 +327,23 @@ class _Recorder:
             clipped=np.array(columns[10], np.float32),
             signature_pts=np.array(self._signature_pts, np.int64),
             signatures=np.array(self._signatures, np.float32).reshape(-1, dimensions),
+            thumbnail_pts=np.array(self._thumbnail_pts, np.int64),
+            thumbnail_bytes=np.array([len(jpeg) for jpeg in self._thumbnails], np.int64),
+            thumbnail_data=np.concatenate(self._thumbnails) if self._thumbnails else np.zeros(0, np.uint8),
             before_pts=self._before[0],
             before_check=self._before[1],
             last_check=last_check,
         )
+
+
+def _thumbnail(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    import cv2
+
+    factor = THUMBNAIL_LONG_SIDE / max(frame.shape[:2])
+    size = (max(1, round(frame.shape[1] * factor)), max(1, round(frame.shape[0] * factor)))
+    small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+    _, jpeg = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 75])
+    return np.asarray(jpeg, np.uint8).ravel()
 
 
 def _perceptual_hash(luma: NDArray[np.uint8]) -> int:

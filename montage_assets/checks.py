@@ -1,0 +1,67 @@
+"""The film's checks as Dagster asset checks; all in one step, since one decoding of the film serves all.
+
+Belongs here: reporting the verdicts of `media.film_check`. A check is blocking (an error that fails the run)
+where the film would be wrong, and a warning where it would only be less good.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from montage_assets.assets.common import TASK_TAG, data_root
+from montage_assets.assets.montage import Film
+from montage_assets.failures import plain_failures
+from montage_assets.media import edit_list as edit_lists
+from montage_assets.media.film_check import CheckResult, check_film
+from montage_assets.partitions import montage_partitions
+
+MONTAGE = dg.AssetKey("montage")
+CHECKS = {
+    "frame_count": "The film has exactly the frames of its edit list.",
+    "even_timestamps": "Its frames are strictly evenly spaced.",
+    "decodes_cleanly": "It decodes from start to end without a message.",
+    "sound_ends_with_picture": "Picture and sound end within one frame.",
+    "cuts_on_beats": "Every cut lies within half a frame of its beat.",
+    "cuts_visible": "The picture changes where the edit list cuts.",
+    "loudness": "Its loudness is at the target, its true peak below -1 dBTP.",
+    "no_black_shot": "No shot is black.",
+    "no_duplicate_shot": "No shot shows the same pictures as another.",
+}
+WARNINGS_ONLY = {"no_duplicate_shot", "loudness"}
+"""Little footage must repeat shots, and a quiet song cannot be made loud without harm: neither film is wrong."""
+
+
+@dg.multi_asset_check(
+    name="film_checks",
+    specs=[
+        dg.AssetCheckSpec(
+            name,
+            asset=MONTAGE,
+            description=text,
+            blocking=name not in WARNINGS_ONLY,
+            partitions_def=montage_partitions,
+        )
+        for name, text in CHECKS.items()
+    ],
+    op_tags={TASK_TAG: "metadata"},
+)
+def film_checks(context: dg.AssetCheckExecutionContext, montage: Film) -> Iterator[dg.AssetCheckResult]:
+    """Check the finished film against its edit list."""
+    root = data_root()
+    with plain_failures():
+        edit = edit_lists.from_json(root.read_bytes(montage.edit_list).decode())
+        results = check_film(root.local_file(montage.film), edit, target_lufs=montage.target_lufs)
+    for result in results:
+        yield _as_asset_check(result)
+
+
+def _as_asset_check(result: CheckResult) -> dg.AssetCheckResult:
+    severity = dg.AssetCheckSeverity.WARN if result.name in WARNINGS_ONLY else dg.AssetCheckSeverity.ERROR
+    return dg.AssetCheckResult(
+        asset_key=MONTAGE,
+        check_name=result.name,
+        passed=result.passed,
+        severity=severity,
+        description=result.detail,
+        metadata={name: float(value) for name, value in result.values.items()},
+    )
