@@ -25,7 +25,7 @@ SLOWEST_BPM, FASTEST_BPM = 45.0, 240.0
 WINDOW_S = 8.0
 WINDOW_STEP_S = 1.0
 
-_USUAL_BPM, _USUAL_OCTAVES = 120.0, 1.0  # log-normal prior: half weight at 50 and 290 BPM
+_USUAL_BPM, _USUAL_OCTAVES = 120.0, 1.0  # log-normal prior: half weight at 53 and 271 BPM
 _HARMONICS = 10
 _PHASES = 96
 _BEAT_WIDTH_S = 0.012  # standard deviation of the pulse that is laid over the onsets

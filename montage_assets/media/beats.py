@@ -22,12 +22,13 @@ from montage_assets.media.onsets import RATE, SongSignals, onset_envelope, song_
 from montage_assets.media.song_structure import (
     CURVE_HOP_S,
     energy_curve,
+    every_second_is_an_eighth,
     find_bars,
     find_sections,
     onset_curve,
     sound_end_s,
     stands_between_beats,
-    strong_half,
+    stronger_half,
 )
 
 ALGORITHM = "grid-local-1"
@@ -39,6 +40,7 @@ PACE_S = 0.8
 _GRID_LEAST_Z = 6.0  # the best of all grids over chance onsets reaches 4
 _GRID_LEAST_SHARE = 0.9
 _HALVED_FROM_BPM = 120.0
+_FASTEST_FELT_BPM = 200.0  # music that is counted faster is rare; what looks so is counted in double time
 _STRETCH_LEAST_BEATS = 16  # to tell its beats from its off-beats
 _LOCAL_LEAST_SHARE = 0.3  # of windows with a pulse; speech and noise have it in one of sixteen at most
 
@@ -119,8 +121,15 @@ def _grid_of_beats(grid: Grid, signals: SongSignals, end_s: float) -> Grid:
     if stands_between_beats(signals, grid.beats(end_s)):
         grid = replace(grid, first_s=grid.first_s + 30.0 / grid.bpm)
     beats_s = grid.beats(end_s)
-    strong = strong_half(signals, beats_s) if grid.bpm >= _HALVED_FROM_BPM else None
-    return grid if strong is None else replace(grid, bpm=grid.bpm / 2.0, first_s=float(beats_s[strong]))
+    if not _is_double_time(signals, beats_s, grid.bpm):
+        return grid
+    return replace(grid, bpm=grid.bpm / 2.0, first_s=float(beats_s[stronger_half(signals, beats_s)]))
+
+
+def _is_double_time(signals: SongSignals, beats_s: Floats, bpm: float) -> bool:
+    if bpm < _HALVED_FROM_BPM:
+        return False
+    return bpm > _FASTEST_FELT_BPM or every_second_is_an_eighth(signals, beats_s)
 
 
 def _local_of_beats(local: LocalBeats, signals: SongSignals, end_s: float) -> LocalBeats:
@@ -133,10 +142,11 @@ def _local_of_beats(local: LocalBeats, signals: SongSignals, end_s: float) -> Lo
         for stretch in stretches
     ]
     beats_s = _to_both_ends(np.concatenate(on_beat), end_s)
-    strong = strong_half(signals, beats_s) if np.median(local.path_bpm) >= _HALVED_FROM_BPM else None
-    if strong is None:
+    if not _is_double_time(signals, beats_s, float(np.median(local.path_bpm))):
         return replace(local, beats_s=beats_s)
-    return replace(local, beats_s=beats_s[strong::2], path_bpm=local.path_bpm / 2.0)
+    return replace(
+        local, beats_s=beats_s[stronger_half(signals, beats_s) :: 2], path_bpm=local.path_bpm / 2.0
+    )
 
 
 def _on_grid(fit: GridFit, end_s: float) -> TrackedBeats:

@@ -31,7 +31,7 @@ from montage_assets.media.onsets import FRAMES_PER_S, Curve
 _MOVE_COST = 60.0  # of evidence, for a doubled tempo; a ramp of 1 BPM a second costs little
 _JUMP_COST = 6.0  # a new tempo at once must win this much evidence over the windows after it
 _JUMP = 0.05  # relative tempo change between windows that no player makes in passing
-_PERIOD_COST = 100.0  # of onset strength, for a beat distance e times the period; 0.25 to move it by 5 %
+_PERIOD_COST = 150.0  # of onset strength, for a beat distance e times the period; 0.4 to move it by 5 %
 _SMOOTHING_S = 0.015
 
 

@@ -27,6 +27,7 @@ CURVE_HOP_S = CURVE_HOP_FRAMES / FRAMES_PER_S
 
 # Weights of what marks a bar's first beat: a new chord most of all (Goto, JNMR 2001), then bass and colour.
 _BAR_MARKS = {"chord": 1.0, "harmony": 0.7, "bass": 0.6, "colour": 0.3}
+_FEWEST_BEATS = 8  # to tell anything from
 _CHORD_FLOOR = 0.002  # a chord change this small is none
 _CHORD_WEIGHT = 1.5
 _OFF_BEAT_CLEARER = 0.1
@@ -58,45 +59,33 @@ class Bars:
 
 
 def stands_between_beats(signals: SongSignals, beats_s: Floats) -> bool:
-    """Whether these are the off-beats of the song, half a beat beside its beats.
-
-    Loud cymbals or guitars between the beats mislead an onset envelope, so three things vote, each by its
-    ratio: all onsets, the bass, and the chords, which change on beats.
-    """
-    if len(beats_s) < 8:
+    """Whether these are the off-beats of the song, half a beat beside its beats."""
+    if len(beats_s) < _FEWEST_BEATS:
         return False
-    envelope = onset_envelope(signals.onsets)
-    chroma = np.sqrt(signals.chroma.astype(np.float64))
-
-    def evidence(times_s: Floats) -> float:
-        chords = _change(chroma, times_s, 1)
-        onset = float(_accents(envelope, times_s).mean()) + 0.01
-        bass = float(_accents(signals.onsets[:, 0], times_s).mean()) + 0.01
-        chord = max(float(chords[phase::4].mean()) for phase in range(4)) + _CHORD_FLOOR
-        return float(np.log(onset) + np.log(bass) + _CHORD_WEIGHT * np.log(chord))
-
-    return evidence((beats_s[:-1] + beats_s[1:]) / 2.0) > evidence(beats_s) + _OFF_BEAT_CLEARER
+    between = (beats_s[:-1] + beats_s[1:]) / 2.0
+    return _beat_evidence(signals, between) > _beat_evidence(signals, beats_s) + _OFF_BEAT_CLEARER
 
 
-def strong_half(signals: SongSignals, beats_s: Floats) -> int | None:
-    """0 or 1 when only the beats [0::2] or [1::2] are beats and the others mere eighths; None when all are.
+def stronger_half(signals: SongSignals, beats_s: Floats) -> int:
+    """0 when the beats [0::2] are more like beats than the others, else 1."""
+    return int(_beat_evidence(signals, beats_s[1::2]) > _beat_evidence(signals, beats_s[::2]))
 
-    Eighths have cymbals; a beat has a kick, a snare or a bass note as well.
-    """
-    if len(beats_s) < 8:
-        return None
+
+def every_second_is_an_eighth(signals: SongSignals, beats_s: Floats) -> bool:
+    """Whether the weaker half of the beats has cymbals at most: no kick, snare or bass note as beats have."""
+    if len(beats_s) < _FEWEST_BEATS:
+        return False
     onset = _accents(onset_envelope(signals.onsets), beats_s)
     bass = _accents(signals.onsets[:, 0], beats_s)
-    strong = int(onset[1::2].mean() > onset[::2].mean())
-    weak = 1 - strong
-    fewer_onsets = onset[weak::2].mean() < _EIGHTH_ONSET * onset[strong::2].mean()
-    less_bass = bass[weak::2].mean() < _EIGHTH_BASS * bass[strong::2].mean()
-    return strong if fewer_onsets and less_bass else None
+    strong = stronger_half(signals, beats_s)
+    fewer_onsets = onset[1 - strong :: 2].mean() < _EIGHTH_ONSET * onset[strong::2].mean()
+    less_bass = bass[1 - strong :: 2].mean() < _EIGHTH_BASS * bass[strong::2].mean()
+    return bool(fewer_onsets and less_bass)
 
 
 def find_bars(signals: SongSignals, beats_s: Floats) -> Bars:
     """The bars of a song with known beats: 4/4, or 3/4 where that fits clearly better."""
-    if len(beats_s) < 8:
+    if len(beats_s) < _FEWEST_BEATS:
         return Bars([float(beat) for beat in beats_s[::4]], 4, 0.0)
     marks = _bar_marks(signals, beats_s)
     in_fours, in_threes = _phase_scores(marks, 4), _phase_scores(marks, 3)
@@ -149,6 +138,19 @@ def find_sections(signals: SongSignals, energy: Floats, downbeats_s: list[float]
         Section(start, end, level / loudest, _label(level / loudest))
         for start, end, level in zip(bounds, bounds[1:], levels, strict=False)
     ]
+
+
+def _beat_evidence(signals: SongSignals, times_s: Floats) -> float:
+    """How much like beats these times are; only differences of it mean something.
+
+    Loud cymbals or guitars between the beats mislead an onset envelope, so three things vote, each by the
+    logarithm of its mean: all onsets, the bass, and the chords, which change on beats.
+    """
+    chords = _change(np.sqrt(signals.chroma.astype(np.float64)), times_s, 1)
+    onset = float(_accents(onset_envelope(signals.onsets), times_s).mean()) + 0.01
+    bass = float(_accents(signals.onsets[:, 0], times_s).mean()) + 0.01
+    chord = max(float(chords[phase::4].mean()) for phase in range(4)) + _CHORD_FLOOR
+    return float(np.log(onset) + np.log(bass) + _CHORD_WEIGHT * np.log(chord))
 
 
 def _bar_marks(signals: SongSignals, beats_s: Floats) -> Floats:
