@@ -457,7 +457,7 @@ class _Song:
 
 
 def _beat_period(analysis: BeatAnalysis, pace: Pace) -> float:
-    gaps = np.diff(np.asarray(analysis.beats_s, dtype=np.float64))
+    gaps = np.diff(np.unique(np.asarray(analysis.beats_s, dtype=np.float64)))
     gaps = gaps[gaps > SAME_MOMENT_S]
     if len(gaps):
         return float(np.median(gaps))
@@ -467,7 +467,7 @@ def _beat_period(analysis: BeatAnalysis, pace: Pace) -> float:
 def _beats_per_bar(analysis: BeatAnalysis) -> int:
     if len(analysis.downbeats_s) < 2 or len(analysis.beats_s) < 2:
         return 4
-    places = np.searchsorted(np.asarray(analysis.beats_s), np.asarray(analysis.downbeats_s) - 0.05)
+    places = np.searchsorted(np.unique(analysis.beats_s), np.unique(analysis.downbeats_s) - 0.05)
     counts = np.diff(places)
     counts = counts[counts > 0]
     return int(np.median(counts)) if len(counts) else 4

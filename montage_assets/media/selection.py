@@ -23,6 +23,7 @@ from montage_assets.media.edit_list import Shot
 from montage_assets.media.errors import MediaError
 from montage_assets.media.shot_candidates import (
     SAME_MOMENT_S,
+    UNUSABLE_KINDS,
     Footage,
     Windows,
     good_stretches_s,
@@ -73,7 +74,13 @@ REMEMBERED_SHOTS = (1.0, 0.8, 0.6, 0.4)
 WHIM = 0.06
 """How much score a seed may give away for variety between edits."""
 
+EVER_SHOWN = 0.3
+"""How much a new shot should differ from any shot before: another take of one thing is no news either."""
+
 LENGTH_CLASSES = 8
+
+KEPT_LENGTHS = 32
+"""Shot lengths whose windows are kept for the next shot of that length; each may take 2 MB."""
 
 
 def usable_footage_s(clips: Sequence[ClipSignals]) -> float:
@@ -116,6 +123,28 @@ def select_shots(plan: CutPlan, clips: Sequence[ClipSignals], seed: int) -> list
     footage = lay_out(clips)
     chooser = _Chooser(footage, plan, seed)
     return [chooser.fill(slot) for slot in plan.slots]
+
+
+def what_gave_way(shots: Sequence[Shot]) -> list[str]:
+    """For the user, a sentence for every rule that was broken for want of footage, and what would cure it."""
+    told = []
+    reused = sum("reused" in shot.reasons for shot in shots)
+    if reused:
+        told.append(
+            f"{reused} of {len(shots)} shots show footage again; add clips or ask for a shorter film."
+        )
+    crossing = sum("crosses_cut" in shot.reasons for shot in shots)
+    if crossing:
+        told.append(
+            f"{crossing} of {len(shots)} shots run over a cut within their clip, as no scene is as long; "
+            f"ask for a faster pace."
+        )
+    spoiled = [kind for kind in UNUSABLE_KINDS if any(kind in shot.reasons for shot in shots)]
+    if spoiled:
+        count = sum(any(kind in shot.reasons for kind in spoiled) for shot in shots)
+        kinds = ", ".join(kind.replace("_", " ") for kind in spoiled)
+        told.append(f"{count} of {len(shots)} shots hold poor frames ({kinds}), for want of better footage.")
+    return told
 
 
 class _Chooser:
@@ -164,6 +193,8 @@ class _Chooser:
         options = self._by_length.get(slot.frames)
         if options is None:
             options = windows(self._footage, self._starts, slot.frames, self._plan.fps)
+            if len(self._by_length) == KEPT_LENGTHS:
+                del self._by_length[next(iter(self._by_length))]
             self._by_length[slot.frames] = options
         if not len(options.first):
             self._refuse(slot)
@@ -325,6 +356,7 @@ class _Likeness:
         self._signatures = footage.signatures
         self._usual = _usual_likeness(footage.signatures)
         self._shown: list[Floats | None] = []
+        self._ever = np.zeros(len(footage.signatures))
 
     def show(self, row: int) -> None:
         if row < 0:
@@ -332,12 +364,18 @@ class _Likeness:
         else:
             # Not a matrix product: those wake a thread per core, and sum in an order that they choose.
             likeness = np.einsum("ij,j->i", self._signatures, self._signatures[row]).astype(np.float64)
-            self._shown.insert(0, np.clip((likeness - self._usual) / (1 - self._usual), 0.0, 1.0))
+            alike = np.clip((likeness - self._usual) / (1 - self._usual), 0.0, 1.0)
+            self._ever = np.maximum(self._ever, alike)
+            self._shown.insert(0, alike)
         del self._shown[len(REMEMBERED_SHOTS) :]
 
     def novelty(self, rows: Ints) -> Floats:
         """1 = as unlike the last shots as footage usually is, 0 = the last shot's very picture."""
-        likest = np.zeros(len(rows))
+        likest = (
+            np.where(rows >= 0, EVER_SHOWN * self._ever[rows], 0.0)
+            if len(self._ever)
+            else np.zeros(len(rows))
+        )
         for weight, likeness in zip(REMEMBERED_SHOTS, self._shown, strict=False):
             if likeness is not None:
                 # A window without a signature is taken for half alike.

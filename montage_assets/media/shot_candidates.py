@@ -56,6 +56,9 @@ JOLT_RATIO, JOLT_MOTION = 6.0, 15.0
 HOLE_S, HOLE_INTERVALS = 0.25, 4.0
 """A frame that stays longer than this, and than so many usual intervals, is a hole in the recording."""
 
+UNUSABLE_KINDS = ("black", "blown_out", "frozen", "recording_gap", "flash")
+"""What can be wrong with a frame; a shot's reasons use these names."""
+
 CLIP_GAP_S = 10.0
 """Between clips on the common time axis; more than any smoothing reaches."""
 
@@ -298,13 +301,14 @@ def _unusable(
     featureless = contrast < FEATURELESS_CONTRAST
     dark = (brightness < DARK_BRIGHTNESS) & (contrast < DARK_CONTRAST)
     blown = (brightness > BLOWN_BRIGHTNESS) | ((clipped > BLOWN_CLIPPED) & (brightness > 190))
-    return {
-        "black": dark | (featureless & (brightness < 128)),
-        "blown_out": blown | (featureless & (brightness >= 128)),
-        "frozen": _frozen(time, motion, scene, scene_end),
-        "recording_gap": interval > np.maximum(HOLE_S, HOLE_INTERVALS * usual),
-        "flash": _jolts(time, motion, scene),
-    }
+    masks = (
+        dark | (featureless & (brightness < 128)),
+        blown | (featureless & (brightness >= 128)),
+        _frozen(time, motion, scene, scene_end),
+        interval > np.maximum(HOLE_S, HOLE_INTERVALS * usual),
+        _jolts(time, motion, scene),
+    )
+    return dict(zip(UNUSABLE_KINDS, masks, strict=True))
 
 
 def _frozen(time: Floats, motion: Floats, scene: Ints, scene_end: Floats) -> Bools:

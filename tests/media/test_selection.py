@@ -18,7 +18,13 @@ from montage_assets.media.clip import ClipSignals
 from montage_assets.media.edit_list import Shot
 from montage_assets.media.errors import MediaError
 from montage_assets.media.pacing import CutPlan, Slot, plan_cuts
-from montage_assets.media.selection import WEIGHTS, longest_scene_s, select_shots, usable_footage_s
+from montage_assets.media.selection import (
+    WEIGHTS,
+    longest_scene_s,
+    select_shots,
+    usable_footage_s,
+    what_gave_way,
+)
 
 FPS = Fraction(30)
 
@@ -345,6 +351,25 @@ def test_a_slot_longer_than_every_clip_is_refused_in_one_line() -> None:
     with pytest.raises(MediaError, match=r"lasts 3\.00 s.*'longer\.mp4'.*2\.00 s") as refused:
         select_shots(a_plan([1.0, 3.0]), [a_clip("a.mp4", 1.5), a_clip("longer.mp4", 2.0)], seed=0)
     assert "\n" not in str(refused.value)
+
+
+def test_what_gave_way_is_told_and_nothing_else() -> None:
+    plenty = select_shots(a_plan([1.0] * 4), some_clips(), seed=0)
+    assert what_gave_way(plenty) == []
+    short = select_shots(a_plan([1.0] * 6), [a_clip("a.mp4", 2.4), a_clip("b.mp4", 2.4)], seed=0)
+    assert ["2 of 6 shots show footage again" in told for told in what_gave_way(short)] == [True]
+    frozen = select_shots(a_plan([1.0] * 2), [spoiled(a_clip("a.mp4"), 0, 99, motion=0)], seed=0)
+    assert ["2 of 2 shots hold poor frames (frozen)" in told for told in what_gave_way(frozen)] == [True]
+    scenes = a_clip("a.mp4", 6.0, scenes_s=(0.0, 2.0, 4.0))
+    assert "run over a cut" in what_gave_way(select_shots(a_plan([3.0]), [scenes], seed=0))[0]
+
+
+def test_another_take_of_the_same_thing_is_shown_last() -> None:
+    takes = [a_clip(f"take {n}.mp4", look=9) for n in range(2)]
+    others = [a_clip(f"other {n}.mp4") for n in range(6)]
+    for seed in range(5):
+        shots = select_shots(a_plan([1.0] * 7), takes + others, seed)
+        assert sum("take" in shot.clip for shot in shots) == 1
 
 
 def test_no_clip_at_all_is_refused() -> None:
