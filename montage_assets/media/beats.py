@@ -23,7 +23,7 @@ from montage_assets.media.song_structure import (
     CURVE_HOP_S,
     energy_curve,
     every_second_is_an_eighth,
-    find_bars,
+    find_downbeats,
     find_sections,
     onset_curve,
     sound_end_s,
@@ -31,7 +31,7 @@ from montage_assets.media.song_structure import (
     stronger_half,
 )
 
-ALGORITHM = "grid-local-1"
+ALGORITHM = "grid-local-2"
 """Changes when the same song may get other beats; part of the cache key."""
 
 PACE_S = 0.8
@@ -89,12 +89,10 @@ def analyze_song(path: str | os.PathLike[str], tracker: BeatTracker | None = Non
     """
     signals = song_signals(mono_blocks(path, RATE))
     tracked = (tracker or OnsetTracker()).track(Path(path), signals)
-    if tracked.downbeats_s is not None:
-        downbeats_s = [float(beat) for beat in tracked.downbeats_s]
-    elif tracked.source == "pace":
-        downbeats_s = [float(beat) for beat in tracked.beats_s[::4]]
-    else:
-        downbeats_s = find_bars(signals, tracked.beats_s).downbeats_s
+    downbeats = tracked.downbeats_s
+    if downbeats is None:
+        downbeats = find_downbeats(signals, tracked.beats_s)
+    downbeats_s = [float(beat) for beat in downbeats]
     energy = energy_curve(signals)
     return BeatAnalysis(
         duration_s=signals.duration_s,
@@ -201,10 +199,11 @@ def _to_both_ends(beats_s: Floats, end_s: float) -> Floats:
 
 def _at_a_pace(signals: SongSignals) -> TrackedBeats:
     bpm = 60.0 / PACE_S
+    beats_s = np.arange(0.0, signals.duration_s, PACE_S)
     heard = "The song is silent" if not np.any(signals.rms > 1e-4) else "No beat was found in the song"
     return TrackedBeats(
-        beats_s=np.arange(0.0, signals.duration_s, PACE_S),
-        downbeats_s=None,
+        beats_s=beats_s,
+        downbeats_s=beats_s[::4],
         tempo_bpm=bpm,
         tempo_curve=[TempoPoint(0.0, bpm), TempoPoint(signals.duration_s, bpm)],
         source="pace",

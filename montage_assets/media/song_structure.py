@@ -6,7 +6,6 @@ beats (`beats`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -32,8 +31,8 @@ _CHORD_FLOOR = 0.002  # a chord change this small is none
 _CHORD_WEIGHT = 1.5
 _OFF_BEAT_CLEARER = 0.1
 _EIGHTH_ONSET, _EIGHTH_BASS = 0.65, 0.5  # of a beat's
-_BACKBEAT_WEIGHT = 1.5
-_BACKBEAT_MOST = 1.5
+# In standard errors of the marks, as they are added to these.
+_BACKBEAT_WEIGHT, _BACKBEAT_MOST = 1.5, 1.5
 _OPENING_WEIGHT = 1.0
 _OPENING_LEVEL = 0.1  # of the song's loud parts
 _OPENING_NEAR_S = 0.06
@@ -47,15 +46,6 @@ _SHORTEST_SECTION_S = 7.0
 _UNIT_S = 2.0  # of a song without bars
 _SECTION_PENALTY = 6.0
 _SILENCE_DB = -40.0
-
-
-@dataclass(frozen=True)
-class Bars:
-    """First beats of the bars. `meter` is beats a bar; `clearness` is the lead over the next best phase."""
-
-    downbeats_s: list[float]
-    meter: int
-    clearness: float
 
 
 def stands_between_beats(signals: SongSignals, beats_s: Floats) -> bool:
@@ -83,10 +73,13 @@ def every_second_is_an_eighth(signals: SongSignals, beats_s: Floats) -> bool:
     return bool(fewer_onsets and less_bass)
 
 
-def find_bars(signals: SongSignals, beats_s: Floats) -> Bars:
-    """The bars of a song with known beats: 4/4, or 3/4 where that fits clearly better."""
+def find_downbeats(signals: SongSignals, beats_s: Floats) -> Floats:
+    """The first beats of the bars: of 4/4, or of 3/4 where that fits clearly better.
+
+    Bars start where chords change and the bass enters, one beat before the snares, and with the song.
+    """
     if len(beats_s) < _FEWEST_BEATS:
-        return Bars([float(beat) for beat in beats_s[::4]], 4, 0.0)
+        return beats_s[::4]
     marks = _bar_marks(signals, beats_s)
     in_fours, in_threes = _phase_scores(marks, 4), _phase_scores(marks, 3)
     waltz = in_threes.max() > max(_WALTZ_CLEARER * in_fours.max(), _WALTZ_LEAST)
@@ -94,9 +87,7 @@ def find_bars(signals: SongSignals, beats_s: Floats) -> Bars:
     opening = _opening_beat(signals, beats_s)
     if opening is not None:
         scores[opening % meter] += _OPENING_WEIGHT
-    ranked = np.sort(scores)
-    phase = int(scores.argmax())
-    return Bars([float(beat) for beat in beats_s[phase::meter]], meter, float(ranked[-1] - ranked[-2]))
+    return beats_s[int(scores.argmax()) :: meter]
 
 
 def energy_curve(signals: SongSignals) -> Floats:

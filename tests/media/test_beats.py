@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import wave
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -10,7 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from synth_audio import (
+
+from montage_assets.media.beat_analysis import BeatAnalysis, TempoPoint
+from montage_assets.media.beats import PACE_S, TrackedBeats, analyze_song
+from montage_assets.media.errors import MediaError
+from montage_assets.media.onsets import SongSignals, song_signals
+from tests.media.synth_audio import (
     RATE,
     Sound,
     add,
@@ -23,11 +29,6 @@ from synth_audio import (
     speech,
     write_wav,
 )
-
-from montage_assets.media.beat_analysis import BeatAnalysis, TempoPoint
-from montage_assets.media.beats import PACE_S, TrackedBeats, analyze_song
-from montage_assets.media.errors import MediaError
-from montage_assets.media.onsets import SongSignals
 
 Times = NDArray[np.float64] | list[float]
 
@@ -79,6 +80,11 @@ def test_a_song_of_one_tempo_gets_it_to_a_hundredth_and_every_beat_and_bar(
     assert f_measure(song.downbeats_s, beats[::4]) == 1.0
     assert song.confidence > 0.9
     assert f"{song.tempo_bpm:.2f} BPM" in song.explanation
+
+
+def test_beats_too_fast_to_cut_to_are_counted_in_their_half(tmp_path: Path) -> None:
+    song = analyse(tmp_path, drums(even_beats(220, 20), 20))
+    assert song.tempo_bpm == pytest.approx(110, abs=0.02)
 
 
 def test_beats_stand_at_the_attack_of_a_sound(tmp_path: Path) -> None:
@@ -238,6 +244,25 @@ def test_the_record_is_whole_in_range_and_in_order(tmp_path: Path) -> None:
 def test_the_same_song_gives_the_same_record(tmp_path: Path) -> None:
     sound = with_chords(even_beats(133, 12), 12)
     assert analyse(tmp_path, sound) == analyse(tmp_path, sound)
+
+
+def test_the_curves_do_not_depend_on_how_the_samples_arrive() -> None:
+    sound = with_chords(even_beats(120, 9), 9).astype(np.float32)
+    whole, parts = song_signals([sound]), song_signals([sound[:7], sound[7:50001], sound[50001:]])
+    assert whole.duration_s == parts.duration_s == 9.0
+    for name in ("onsets", "rms", "timbre", "chroma"):
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name), abs=1e-5)
+
+
+def test_ten_minutes_of_song_need_a_fraction_of_their_samples_memory() -> None:
+    minute = np.random.default_rng(6).standard_normal(60 * RATE).astype(np.float32)
+    tracemalloc.start()
+    song_signals(
+        minute[first : first + 5 * RATE] for _ in range(10) for first in range(0, len(minute), 5 * RATE)
+    )
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 0.6 * 10 * minute.nbytes
 
 
 def test_another_tracker_can_take_the_place_of_the_built_in_one(tmp_path: Path) -> None:
