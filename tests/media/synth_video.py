@@ -49,19 +49,24 @@ def read_number(luma: NDArray[np.uint8]) -> tuple[int, int]:
     return values[0], values[1]
 
 
-def numbers_in(path: Path, container: str | None = None) -> list[tuple[int, int]]:
+def numbers_in(path: Path) -> list[tuple[int, int]]:
     """(frame number, clip number) of every frame of a film, decoded by PyAV."""
-    return [read_number(luma) for luma in lumas_in(path, container)]
+    return [read_number(luma) for luma in lumas_in(path)]
 
 
-def lumas_in(path: Path, container: str | None = None) -> list[NDArray[np.uint8]]:
-    """Luma of every decoded frame."""
-    return [frame.to_ndarray(format="gray") for frame in frames_in(path, container)]
+def lumas_in(path: Path) -> list[NDArray[np.uint8]]:
+    """Luma of every decoded frame, as coded (black is 16)."""
+    return [luma_of(frame) for frame in frames_in(path)]
 
 
-def frames_in(path: Path, container: str | None = None) -> list[av.VideoFrame]:
-    """Every frame, decoded by PyAV. Very short MPEG-TS needs its `container` named to be recognised."""
-    with av.open(str(path), format=container) as opened:
+def luma_of(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    plane = frame.planes[0]
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+
+
+def frames_in(path: Path) -> list[av.VideoFrame]:
+    """Every frame, decoded by PyAV. MPEG-TS is named, since that of a few packets is not recognised."""
+    with av.open(str(path), format="mpegts" if path.suffix == ".ts" else None) as opened:
         return list(opened.decode(video=0))
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from synth_video import clip_of, frame_times, make_video, numbers_in, shot_of, tone
 
 from montage_assets.media.errors import FfmpegFailed, MediaError
 from montage_assets.media.ffmpeg import ffmpeg_program
@@ -23,6 +22,7 @@ from montage_assets.media.render import (
     plan_segments,
     render_segment,
 )
+from tests.media.synth_video import clip_of, frame_times, make_video, numbers_in, shot_of, tone
 
 MPEG2 = ("-c:v", "mpeg2video", "-q:v", "2", "-g", "12", "-bf", "2")
 X264 = ("-c:v", "libx264", "-preset", "ultrafast", "-qp", "12")
@@ -34,7 +34,7 @@ SMALL = OutputFormat(160, 96, Fraction(25), "h264", "high")
 
 def rendered_numbers(shots: list[RenderShot], out: Path, fmt: OutputFormat = SMALL) -> list[int]:
     render_segment(shots, fmt, out)
-    return [number for number, _ in numbers_in(out, "mpegts")]
+    return [number for number, _ in numbers_in(out)]
 
 
 @pytest.mark.parametrize(
