@@ -90,7 +90,9 @@ def make(folder: Path, music: Path | None, duration: str | None, settings: Seque
 @commands.command()
 @click.argument("video", type=click.Path(path_type=Path))
 @click.option("--shards", type=click.IntRange(1, 256), default=1, show_default=True, help="Score in so many shards.")
-@click.option("--detector", default="adaptive", show_default=True, help="adaptive, content, hash, histogram, threshold.")
+@click.option(
+    "--detector", default="adaptive", show_default=True, help="adaptive, content, hash, histogram, threshold."
+)
 @click.option("--threshold", type=float, help="The detector's threshold. Default: its own.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def scenes(video: Path, shards: int, detector: str, threshold: float | None, as_json: bool) -> None:
@@ -98,12 +100,18 @@ def scenes(video: Path, shards: int, detector: str, threshold: float | None, as_
     from montage_assets.media.scenes import DETECTORS, detect_scenes
 
     _require(
-        detector in DETECTORS, f"there is no scene detector {detector!r}; choose one of {', '.join(DETECTORS)}"
+        detector in DETECTORS,
+        f"there is no scene detector {detector!r}; choose one of {', '.join(DETECTORS)}",
     )
     clip = _probed(video)
     found = detect_scenes(clip, _scores(video, clip, shards), detector, threshold)  # type: ignore[arg-type]
     if as_json:
-        document = {"fps": float(found.fps), "frames": found.frames, "cuts": found.cuts, "cuts_s": found.cuts_s}
+        document = {
+            "fps": float(found.fps),
+            "frames": found.frames,
+            "cuts": found.cuts,
+            "cuts_s": found.cuts_s,
+        }
         click.echo(json.dumps(document))
         return
     click.echo(f"{video}: {found.frames} frames, {float(found.fps):.5g} fps, {len(found.cuts)} cuts")
@@ -214,7 +222,8 @@ def _report(root: Any, outcome: RunOutcome, output: Path | None) -> int:
     worst_ms = 1000 * max(edit_lists.cut_errors_s(edit), default=0.0)
     frame_ms = 1000 / float(edit.fps)
     click.echo(f"film:       {film}")
-    click.echo(f"length:     {float(Fraction(edit.frames) / edit.fps):.2f} s, {edit.width}x{edit.height}, {float(edit.fps):.5g} fps")
+    length_s = float(Fraction(edit.frames) / edit.fps)
+    click.echo(f"length:     {length_s:.2f} s, {edit.width}x{edit.height}, {float(edit.fps):.5g} fps")
     click.echo(f"cuts:       {len(edit.shots) - 1}, at {edit.music.tempo_bpm:.2f} BPM")
     click.echo(f"worst cut:  {worst_ms:.1f} ms from its beat (a frame lasts {frame_ms:.1f} ms)")
     for left_out in edit.left_out:

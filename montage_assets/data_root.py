@@ -186,9 +186,7 @@ class DataRoot:
                 yield StoredFile(name, int(info.get("size") or 0), _version(info))
 
     def _make_room(self, size: int) -> None:
-        kept = sorted(
-            (path for path in self._cache.iterdir() if path.is_file()), key=lambda path: path.stat().st_mtime
-        )
+        kept = sorted((path for path in self._cache.iterdir() if path.is_file()), key=lambda path: path.stat().st_mtime)
         used = sum(path.stat().st_size for path in kept)
         for path in kept:
             if used + size <= self._cache_bytes:

@@ -48,6 +48,14 @@ def load_record(data: bytes) -> Any:
     return _adapter(kind).validate_python(value)  # type: ignore[arg-type]
 
 
+def read_record(root: DataRoot, key: str, kind: type[Record]) -> Record:
+    """The record at a key. Raises FileNotFoundError, or ValueError when it is of another kind or version."""
+    record = load_record(root.read_bytes(key))
+    if not isinstance(record, kind):
+        raise ValueError(f"{root.where(key)} holds a {type(record).__name__}, not a {kind.__name__}")
+    return record
+
+
 class JsonRecords(dg.IOManager):
     """Stores assets at work/montages/<montage>/<asset>.json and hand-overs of steps at work/runs/."""
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from montage_assets import layout
+from montage_assets.assets.footage import Footage
 from montage_assets.cluster.executors import execution_config, processes_for
 from montage_assets.data_root import DataRoot
-from montage_assets.io import load_record
+from montage_assets.io import read_record
 from montage_assets.jobs import JOB_NAME
 from montage_assets.media.fingerprint import result_key
 from montage_assets.run_view import RunDisplay, RunEntry, RunView
@@ -192,7 +193,6 @@ def _folder_of(root: DataRoot, montage: str) -> str | None:
     if not root.exists(key):
         return None
     try:
-        folder = load_record(root.read_bytes(key)).folder
+        return read_record(root, key, Footage).folder
     except ValueError:  # an older version's record says nothing about its folder
         return None
-    return str(folder)

@@ -48,32 +48,56 @@ class MontageSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    music: str | None = Field(None, description="The song, relative to the montage folder. Default: the only audio file there.")
-    music_start: Annotated[Seconds, Field(ge=0)] = Field(0.0, description="Where in the song the film starts, in seconds or m:ss.")
-    duration: Annotated[Seconds, Field(gt=0, le=6 * 3600)] | None = Field(
-        None, description="Length of the film in seconds or m:ss. Default: the song's, but no longer than the good footage."
+    music: str | None = Field(
+        None, description="The song, relative to the montage folder. Default: the only audio file there."
     )
-    resolution: Annotated[
-        str, BeforeValidator(_resolution), Field(pattern=r"^(auto|[1-9]\d{1,4}x[1-9]\d{1,4})$")
-    ] = Field("auto", description="WIDTHxHEIGHT, also vertical. Default: the size of most of the footage, at most 1080 lines.")
+    music_start: Annotated[Seconds, Field(ge=0)] = Field(
+        0.0, description="Where in the song the film starts, in seconds or m:ss."
+    )
+    duration: Annotated[Seconds, Field(gt=0, le=6 * 3600)] | None = Field(
+        None,
+        description="Length of the film in seconds or m:ss. Default: the song's, but no longer than the good footage.",
+    )
+    resolution: Annotated[str, BeforeValidator(_resolution), Field(pattern=r"^(auto|[1-9]\d{1,4}x[1-9]\d{1,4})$")] = (
+        Field(
+            "auto",
+            description="WIDTHxHEIGHT, also vertical. Default: the size of most of the footage, at most 1080 lines.",
+        )
+    )
     fps: Annotated[str, BeforeValidator(_rate), Field(pattern=r"^(auto|\d+(\.\d+)?|\d+/[1-9]\d*)$")] = Field(
-        "auto", description="Frames per second, e.g. 30, 23.976 or 30000/1001. Default: the rate of most of the footage."
+        "auto",
+        description="Frames per second, e.g. 30, 23.976 or 30000/1001. Default: the rate of most of the footage.",
     )
     framing: Literal["auto", "fill", "fit"] = Field(
-        "auto", description="Clips of another shape: crop to fill, show whole, or (auto) crop unless too much would be lost."
+        "auto",
+        description="Clips of another shape: crop to fill, show whole, or (auto) crop unless too much would be lost.",
     )
-    quality: Literal["preview", "standard", "high", "master"] = Field("standard", description="Picture quality of the film.")
+    quality: Literal["preview", "standard", "high", "master"] = Field(
+        "standard", description="Picture quality of the film."
+    )
     codec: Literal["h264", "hevc", "av1"] = Field("h264", description="Video codec of the film.")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Another seed gives another edit of the same material.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="Another seed gives another edit of the same material."
+    )
     detector: Literal["adaptive", "content", "hash", "histogram", "threshold"] = Field(
         "adaptive", description="PySceneDetect's scene detector."
     )
-    threshold: Annotated[float, Field(gt=0)] | None = Field(None, description="The detector's threshold. Default: its own.")
+    threshold: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="The detector's threshold. Default: its own."
+    )
     pace: Literal["calm", "normal", "fast"] = Field("normal", description="How densely the film is cut.")
-    min_shot: Annotated[float, Field(ge=0.1, le=10)] | None = Field(None, description="Shortest shot in seconds. Default: the pace's.")
-    max_shot: Annotated[float, Field(ge=0.5, le=60)] | None = Field(None, description="Longest shot in seconds. Default: the pace's.")
-    original_audio: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Level of the clips' own sound under the music, 0 to 1.")
-    loudness: Annotated[float, Field(ge=-36, le=-8)] = Field(-14.0, description="Integrated loudness of the film in LUFS.")
+    min_shot: Annotated[float, Field(ge=0.1, le=10)] | None = Field(
+        None, description="Shortest shot in seconds. Default: the pace's."
+    )
+    max_shot: Annotated[float, Field(ge=0.5, le=60)] | None = Field(
+        None, description="Longest shot in seconds. Default: the pace's."
+    )
+    original_audio: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Level of the clips' own sound under the music, 0 to 1."
+    )
+    loudness: Annotated[float, Field(ge=-36, le=-8)] = Field(
+        -14.0, description="Integrated loudness of the film in LUFS."
+    )
 
     def size(self) -> tuple[int, int] | None:
         """Width and height in pixels, None for auto."""
@@ -154,7 +178,9 @@ def spec_schema() -> str:
 def _plausible(spec: MontageSpec, where: str) -> MontageSpec:
     size, rate = spec.size(), spec.rate()
     if size is not None and (max(size) > 8192 or min(size) < 64 or size[0] % 2 or size[1] % 2):
-        raise MediaError(f"{where}: resolution: {spec.resolution} cannot be encoded; both sides must be even, 64 to 8192")
+        raise MediaError(
+            f"{where}: resolution: {spec.resolution} cannot be encoded; both sides must be even, 64 to 8192"
+        )
     if rate is not None and not 1 <= rate <= 240:
         raise MediaError(f"{where}: fps: {spec.fps} is not between 1 and 240")
     if spec.min_shot and spec.max_shot and spec.min_shot > spec.max_shot:

@@ -8,7 +8,14 @@ from fractions import Fraction
 import pytest
 
 from montage_assets.media.errors import MediaError
-from montage_assets.spec import MontageSpec, exact_rate, parse_override, parse_spec, spec_schema, with_overrides
+from montage_assets.spec import (
+    MontageSpec,
+    exact_rate,
+    parse_override,
+    parse_spec,
+    spec_schema,
+    with_overrides,
+)
 
 
 def test_an_empty_file_is_all_defaults() -> None:
@@ -17,7 +24,8 @@ def test_an_empty_file_is_all_defaults() -> None:
 
 def test_values_are_read_as_people_write_them() -> None:
     spec = parse_spec(
-        "music_start: 1:05\nduration: 0:01:30.5\nresolution: 1080X1920\nfps: 23.976\npace: fast\nseed: 7", "montage.yaml"
+        "music_start: 1:05\nduration: 0:01:30.5\nresolution: 1080X1920\nfps: 23.976\npace: fast\nseed: 7",
+        "montage.yaml",
     )
     assert spec.music_start == 65.0
     assert spec.duration == 90.5
@@ -27,7 +35,8 @@ def test_values_are_read_as_people_write_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "rate"), [("30", Fraction(30)), ("29.97", Fraction(30000, 1001)), ("30000/1001", Fraction(30000, 1001))]
+    ("text", "rate"),
+    [("30", Fraction(30)), ("29.97", Fraction(30000, 1001)), ("30000/1001", Fraction(30000, 1001))],
 )
 def test_frame_rates_are_exact(text: str, rate: Fraction) -> None:
     assert exact_rate(text) == rate
@@ -67,7 +76,9 @@ def test_a_yaml_file_cannot_run_code() -> None:
 
 def test_overrides_win_over_the_file() -> None:
     spec = parse_spec("pace: calm\nseed: 3", "montage.yaml")
-    changed = with_overrides(spec, dict([parse_override("pace=fast"), parse_override("duration=1:10")]), "--set")
+    changed = with_overrides(
+        spec, dict([parse_override("pace=fast"), parse_override("duration=1:10")]), "--set"
+    )
     assert (changed.pace, changed.seed, changed.duration) == ("fast", 3, 70.0)
 
 

@@ -7,7 +7,7 @@ from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, data_root
 from montage_assets.assets.footage import Footage
 from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
-from montage_assets.io import dump_record, load_record
+from montage_assets.io import dump_record, read_record
 from montage_assets.media.beat_analysis import BeatAnalysis
 from montage_assets.media.beats import ALGORITHM, analyze_song
 from montage_assets.media.ffmpeg import ffmpeg_version
@@ -37,9 +37,7 @@ def analysis_of(root: DataRoot, footage: Footage) -> BeatAnalysis:
     key = result_key(source=footage.music.fingerprint, algorithm=ALGORITHM, ffmpeg=ffmpeg_version())
     stored = layout.result("beats", key, ".json")
     if root.exists(stored):
-        record = load_record(root.read_bytes(stored))
-        assert isinstance(record, BeatAnalysis)
-        return record
+        return read_record(root, stored, BeatAnalysis)
     analysis = analyze_song(root.local_file(footage.music.source))
     root.write_bytes(stored, dump_record(analysis))
     return analysis
@@ -48,7 +46,12 @@ def analysis_of(root: DataRoot, footage: Footage) -> BeatAnalysis:
 def _metadata(analysis: BeatAnalysis) -> dict[str, dg.MetadataValue]:
     sections = [
         dg.TableRecord(
-            {"from (s)": section.start_s, "to (s)": section.end_s, "energy": section.energy, "label": section.label}
+            {
+                "from (s)": section.start_s,
+                "to (s)": section.end_s,
+                "energy": section.energy,
+                "label": section.label,
+            }
         )
         for section in analysis.sections
     ]

@@ -23,7 +23,6 @@ from montage_assets.media.signals import clip_signals
 from montage_assets.metadata import picture
 from montage_assets.partitions import montage_partitions
 
-
 _SHOTS_ON_SHEET = 60
 
 
@@ -58,9 +57,7 @@ def clip_selections(
     return dg.MaterializeResult(value=selection, metadata=metadata)
 
 
-def select(
-    footage: Footage, scenes: Scenes, beats: BeatAnalysis, scores: Mapping[str, FrameScores]
-) -> Selection:
+def select(footage: Footage, scenes: Scenes, beats: BeatAnalysis, scores: Mapping[str, FrameScores]) -> Selection:
     """The edit of the measured footage to the analysed song. Raises MediaError when none is possible."""
     spec = footage.spec
     clips = by_name(footage.clips)

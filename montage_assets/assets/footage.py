@@ -11,7 +11,7 @@ from montage_assets import layout
 from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, clip_source, data_root, montage_of
 from montage_assets.data_root import DataRoot, StoredFile
 from montage_assets.failures import plain_failures
-from montage_assets.io import dump_record, load_record
+from montage_assets.io import dump_record, read_record
 from montage_assets.media.clip import Clip, LeftOut
 from montage_assets.media.errors import MediaError, UnusableClip
 from montage_assets.media.ffmpeg import ffmpeg_version
@@ -70,7 +70,7 @@ class FootageConfig(dg.Config):
 
     folder: str | None = None
     music: str | None = None
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}  # noqa: RUF012 -- Dagster's config classes copy their defaults
 
 
 @dg.asset(
@@ -151,10 +151,9 @@ def _footage_before(root: DataRoot, montage: str) -> Footage | None:
     if not root.exists(key):
         return None
     try:
-        record = load_record(root.read_bytes(key))
+        return read_record(root, key, Footage)
     except ValueError:  # an older version's record; it is only a shortcut
         return None
-    return record if isinstance(record, Footage) else None
 
 
 def _files(root: DataRoot, folder: str, montage: str) -> list[StoredFile]:
@@ -187,7 +186,9 @@ def _music_source(
         return source
     songs = [file.name for file in files if PurePosixPath(file.name).suffix.lower() in AUDIO_SUFFIXES]
     if not songs:
-        raise MediaError(f"there is no song in {root.where(folder)}; put one audio file there, or name one with --music")
+        raise MediaError(
+            f"there is no song in {root.where(folder)}; put one audio file there, or name one with --music"
+        )
     if len(songs) > 1:
         raise MediaError(
             f"there are {len(songs)} songs in {root.where(folder)} ({', '.join(songs)}); "
@@ -226,7 +227,7 @@ def _ingested(root: DataRoot, source: str, name: str, fingerprint: str) -> Inges
     key = _ingest_key(fingerprint)
     stored = layout.result("ingest", key, ".json")
     if root.exists(stored):
-        return _as_ingest_result(load_record(root.read_bytes(stored)))
+        return read_record(root, stored, IngestResult)
     try:
         ingested = ingest_clip(root.local_file(source), name, fingerprint)
     except UnusableClip as error:
@@ -236,11 +237,6 @@ def _ingested(root: DataRoot, source: str, name: str, fingerprint: str) -> Inges
         result = IngestResult(ingested.clip, None)
     root.write_bytes(stored, dump_record(result))
     return result
-
-
-def _as_ingest_result(record: Any) -> IngestResult:
-    assert isinstance(record, IngestResult)
-    return record
 
 
 def _nothing_usable(root: DataRoot, folder: str, left_out: Sequence[LeftOut]) -> str:

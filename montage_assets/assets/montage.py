@@ -14,7 +14,7 @@ from montage_assets.assets.footage import Footage
 from montage_assets.assets.rendered_segments import Segments, output_format
 from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
-from montage_assets.io import load_record
+from montage_assets.io import read_record
 from montage_assets.media import edit_list as edit_lists
 from montage_assets.media import join, soundtrack
 from montage_assets.media.beat_analysis import BeatAnalysis
@@ -49,7 +49,7 @@ class Film:
     owners=OWNERS,
     kinds={"ffmpeg"},
     op_tags={TASK_TAG: "final_render"},
-    description="The film: segments joined without loss, the song faded and set to its loudness, the edit list beside it.",
+    description="The film: segments joined without loss, the song at its loudness and faded, the edit list beside it.",
 )
 def montage(
     context: dg.AssetExecutionContext,
@@ -85,9 +85,7 @@ def montage(
     )
 
 
-def make_film(
-    root: DataRoot, name: str, footage: Footage, edit: EditList, segments: Segments, made_of: str
-) -> Film:
+def make_film(root: DataRoot, name: str, footage: Footage, edit: EditList, segments: Segments, made_of: str) -> Film:
     """Join the segments, put the song under them, publish film and edit list. Raises MediaError."""
     fmt = output_format(edit, footage.spec)
     rendered = [
@@ -101,7 +99,10 @@ def make_film(
         )
         for segment in segments.segments
     ]
-    with root.writing(layout.film(name)) as out, tempfile.TemporaryDirectory(dir=out.parent, prefix=".joined-") as folder:
+    with (
+        root.writing(layout.film(name)) as out,
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=".joined-") as folder,
+    ):
         joined = join.join_segments(rendered, fmt, Path(folder) / "joined.mp4")
         sound = soundtrack.mux_film(
             joined.path,
@@ -148,10 +149,10 @@ def _film_before(root: DataRoot, name: str, made_of: str) -> Film | None:
     if not root.exists(record):
         return None
     try:
-        film = load_record(root.read_bytes(record))
+        film = read_record(root, record, Film)
     except ValueError:  # an older version's record; the film is made again
         return None
-    if not isinstance(film, Film) or film.made_of != made_of or not root.exists(film.edit_list):
+    if film.made_of != made_of or not root.exists(film.edit_list):
         return None
     sizes = {file.name: file.size for file in root.list_files(film.film.rpartition("/")[0], recursive=False)}
     return film if sizes.get(layout.FILM) == film.size_bytes else None

@@ -127,9 +127,7 @@ def report_table(reports: list[ShardReport]) -> dg.MetadataValue:
     return dg.MetadataValue.table(rows, schema=dg.TableSchema(columns))
 
 
-def _join(
-    context: dg.OpExecutionContext, footage: Footage, plan: ShardPlan, reports: list[ShardReport]
-) -> Proxies:
+def _join(context: dg.OpExecutionContext, footage: Footage, plan: ShardPlan, reports: list[ShardReport]) -> Proxies:
     root = data_root()
     left_out = shard_steps.failures_in(reports)
     unusable = {entry.clip for entry in left_out}

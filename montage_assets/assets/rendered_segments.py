@@ -14,7 +14,7 @@ from montage_assets.assets.footage import Footage
 from montage_assets.assets.proxies import Proxies
 from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
-from montage_assets.io import dump_record, load_record
+from montage_assets.io import dump_record, read_record
 from montage_assets.media import render
 from montage_assets.media.clip import Clip
 from montage_assets.media.edit_list import EditList, Shot
@@ -107,13 +107,11 @@ def encode_segment(context: dg.OpExecutionContext, task: SegmentTask) -> Segment
 
 
 @dg.op(tags={TASK_TAG: "metadata"})
-def collect_segments(
-    context: dg.OpExecutionContext, plan: SegmentPlan, encoded: list[SegmentReport]
-) -> Segments:
+def collect_segments(context: dg.OpExecutionContext, plan: SegmentPlan, encoded: list[SegmentReport]) -> Segments:
     """All segments of the film in order, whoever encoded them and when."""
     with plain_failures():
         root = data_root()
-        reports = [_as_report(load_record(root.read_bytes(_report_key(task)))) for task in plan.segments]
+        reports = [read_record(root, _report_key(task), SegmentReport) for task in plan.segments]
     context.add_output_metadata(
         {
             "segments": len(reports),
@@ -193,11 +191,6 @@ def _segment_key(shots: Sequence[ShotSource], fmt: OutputFormat) -> str:
 
 def _report_key(task: SegmentTask) -> str:
     return str(PurePosixPath(task.key).with_suffix(".json"))
-
-
-def _as_report(record: object) -> SegmentReport:
-    assert isinstance(record, SegmentReport)
-    return record
 
 
 def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -> SegmentReport:

@@ -47,7 +47,8 @@ def local_executor(default_processes: int) -> dg.ExecutorDefinition:
         requirements=dg.multiple_process_executor_requirements(),
     )
     def local(init_context: dg.InitExecutorContext) -> dg.Executor:
-        processes = int(init_context.executor_config[PROCESSES])
+        processes = init_context.executor_config[PROCESSES]
+        config: dict[str, Any]
         if processes == 1:
             chosen, config = dg.in_process_executor, {"retries": {"enabled": {}}}
         else:

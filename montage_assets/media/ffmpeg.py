@@ -44,7 +44,9 @@ def ffmpeg_program() -> str:
     named = os.environ.get("MONTAGE_FFMPEG")
     if named:
         if not Path(named).is_file() or not os.access(named, os.X_OK):
-            raise MediaError(f"MONTAGE_FFMPEG is {named!r}, which is no program; unset it to use the built-in ffmpeg")
+            raise MediaError(
+                f"MONTAGE_FFMPEG is {named!r}, which is no program; unset it to use the built-in ffmpeg"
+            )
         return named
     import imageio_ffmpeg
 
@@ -55,7 +57,11 @@ def ffmpeg_program() -> str:
 def ffmpeg_version() -> str:
     """The build's own name, e.g. `n9.0.2-17-g2a571b6068-20260930`. Part of every cache key."""
     result = subprocess.run(
-        [ffmpeg_program(), "-hide_banner", "-version"], capture_output=True, text=True, check=False, timeout=60
+        [ffmpeg_program(), "-hide_banner", "-version"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     found = re.match(r"ffmpeg version (\S+)", result.stdout)
     if result.returncode != 0 or found is None:

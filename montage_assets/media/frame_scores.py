@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -103,9 +104,7 @@ class ShardsDoNotFit(MediaError):  # noqa: N818
 OnFrames = Callable[[int], None]
 
 
-def score_range(
-    path: Path, clip: Clip, part: ClipRange, on_frames: OnFrames | None = None
-) -> FrameScores:
+def score_range(path: Path, clip: Clip, part: ClipRange, on_frames: OnFrames | None = None) -> FrameScores:
     """Decode the frames of one range with the pinned ffmpeg and score them.
 
     `on_frames` is told the number of frames scored so far, about every 100 frames.
@@ -156,7 +155,11 @@ def analysis_frames(
     """
     early = 0
     while True:
-        args = [*decode_args(path, clip, after_pts, until_pts, early), *second_output, *analysis_output_args(clip)]
+        args = [
+            *decode_args(path, clip, after_pts, until_pts, early),
+            *second_output,
+            *analysis_output_args(clip),
+        ]
         landed = yield from _frames_of_range(args, clip, after_pts, until_pts, early)
         if landed is None or after_pts is None:
             return
@@ -195,7 +198,7 @@ def read_frames(pipe: IO[bytes], clip: Clip) -> Iterator[tuple[int, NDArray[np.u
 
     width, height = analysis_size(clip)
     try:
-        container = av.open(pipe, format="nut", buffer_size=1 << 20)
+        container = av.open(pipe, "r", format="nut", buffer_size=1 << 20)
     except FFmpegError:  # ffmpeg writes not even a header when no frame could be decoded
         return
     with container:
@@ -203,7 +206,8 @@ def read_frames(pipe: IO[bytes], clip: Clip) -> Iterator[tuple[int, NDArray[np.u
         to_clip = Fraction(stream.time_base or 1) / clip.time_base
         for packet in container.demux(stream):
             if packet.pts is not None and packet.size:
-                yield round(packet.pts * to_clip), np.frombuffer(packet, np.uint8).reshape(height, width, 3)
+                pixels = np.frombuffer(memoryview(packet), np.uint8)
+                yield round(packet.pts * to_clip), pixels.reshape(height, width, 3)
 
 
 def decode_args(
@@ -269,7 +273,7 @@ class _Recorder:
         self._last = (pts, hsv, normalised)
         self._last_frame = frame
         if self._after is not None and pts <= self._after:
-            self._before = (pts, zlib.crc32(frame))
+            self._before = (pts, zlib.crc32(frame.data))
             return
         deltas, correlation = (0.0, 0.0, 0.0), 1.0
         if last is not None:
@@ -310,7 +314,7 @@ class _Recorder:
 
     def scores(self) -> FrameScores:
         columns = list(zip(*self._rows, strict=True)) or [()] * 11
-        last_check = 0 if self._last_frame is None else zlib.crc32(self._last_frame)
+        last_check = 0 if self._last_frame is None else zlib.crc32(self._last_frame.data)
         dimensions = 3 * _SIGNATURE_SIDE * _SIGNATURE_SIDE + 48
         return FrameScores(
             pixels=self._pixels,
@@ -380,7 +384,7 @@ def merge_scores(shards: Sequence[FrameScores]) -> FrameScores:
     kept = [shard for shard in shards if shard.frames]
     if not kept:
         raise UnusableClip("holds no frame that can be decoded; the file is damaged")
-    for number, (left, right) in enumerate(zip(kept, kept[1:], strict=False), start=1):
+    for number, (left, right) in enumerate(pairwise(kept), start=1):
         if (int(left.pts[-1]), left.last_check) != (right.before_pts, right.before_check):
             raise ShardsDoNotFit(
                 f"shard {number} ends with frame {int(left.pts[-1])} (check {left.last_check:08x}) but shard "

@@ -7,23 +7,25 @@ for leaving a file out. Does not belong here: per-frame measurement (`frame_scor
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-from montage_assets.media.clip import Clip, LeftOut, Matrix, Transfer
+from montage_assets.media.clip import Clip, Matrix, Transfer
 from montage_assets.media.errors import FfmpegFailed, UnusableClip
-from montage_assets.media.ffmpeg import MAX_PIXELS, MAX_SIDE, READABLE_FORMATS, input_args, run_ffmpeg
+from montage_assets.media.ffmpeg import MAX_SIDE, READABLE_FORMATS, input_args, run_ffmpeg
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
 VIDEO_SUFFIXES = frozenset(
-    ".3g2 .3gp .asf .avi .dv .flv .ivf .m2t .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .nut .ogm .ogv "
-    ".rm .rmvb .ts .vob .webm .wmv .y4m .264 .265 .h264 .h265 .hevc".split()
+    (
+        ".3g2 .3gp .asf .avi .dv .flv .ivf .m2t .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .nut .ogm .ogv "
+        ".rm .rmvb .ts .vob .webm .wmv .y4m .264 .265 .h264 .h265 .hevc"
+    ).split()
 )
 AUDIO_SUFFIXES = frozenset(
     ".aac .ac3 .aif .aiff .alac .amr .ape .au .caf .flac .m4a .mka .mp2 .mp3 .oga .ogg .opus .wav .wma .wv".split()
@@ -77,19 +79,6 @@ def ingest_clip(path: Path, name: str, fingerprint: str) -> IngestedClip:
     return IngestedClip(_turned(probed, rotation), thumbnail)
 
 
-def still_or_sound(name: str) -> LeftOut | None:
-    """Why a file is no clip, when its kind alone says so."""
-    kind = media_kind(name)
-    if kind == "still":
-        return LeftOut(name, "is a still picture; only moving pictures are used")
-    return None
-
-
-def find_music(names: Iterable[str]) -> list[str]:
-    """The audio files among `names`, sorted."""
-    return sorted(name for name in names if media_kind(name) == "audio")
-
-
 def _probe(path: Path, name: str, fingerprint: str, size: int) -> Clip:
     import av
     from av.error import FFmpegError
@@ -133,9 +122,7 @@ def _picture_stream(container: InputContainer) -> VideoStream:
     raise UnusableClip("has no video in it")
 
 
-def _clip_from(
-    container: InputContainer, stream: VideoStream, name: str, fingerprint: str, size: int
-) -> Clip:
+def _clip_from(container: InputContainer, stream: VideoStream, name: str, fingerprint: str, size: int) -> Clip:
     # PyAV gives no codec context for streams whose codec it does not know.
     codec = getattr(stream, "codec_context", None)
     if codec is None:
@@ -267,9 +254,7 @@ def _declared_duration_s(container: InputContainer, stream: VideoStream) -> floa
     return None
 
 
-def _last_time(
-    container: InputContainer, stream: VideoStream, declared_s: float | None, first: int
-) -> int:
+def _last_time(container: InputContainer, stream: VideoStream, declared_s: float | None, first: int) -> int:
     import av
 
     target = first + int((declared_s or 0.0) / Fraction(stream.time_base or 1))
@@ -300,7 +285,7 @@ def _is_variable(times: list[int]) -> bool:
     """Whether the steps between frames differ by more than the rounding of the time base."""
     # The last packets in decoding order may lack the frames shown between them.
     ordered = sorted(set(times))[:-8] if len(times) > 16 else sorted(set(times))
-    steps = [b - a for a, b in zip(ordered, ordered[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(ordered)]
     return bool(steps) and max(steps) - min(steps) > max(2, 0.05 * max(steps))
 
 
@@ -346,13 +331,8 @@ def _turned(clip: Clip, rotation: int) -> Clip:
 
     if rotation % 180 == 0:
         return replace(clip, rotation=rotation)
-    return replace(
-        clip, rotation=rotation, display_width=clip.display_height, display_height=clip.display_width
-    )
+    return replace(clip, rotation=rotation, display_width=clip.display_height, display_height=clip.display_width)
 
 
 def _last_words(error: FfmpegFailed) -> str:
     return re.sub(r"^.*failed: (\[[^]]*\] )?", "", str(error))[:160]
-
-
-OnFile = Callable[[str], None]

@@ -243,8 +243,7 @@ def _limits(pace: Pace, fps: Fraction, longest_scene_s: float | None) -> _Limits
     footage = math.floor(Fraction(longest_scene_s) * fps + Fraction(1, 1000))
     if footage < 2:
         raise MediaError(
-            f"The longest piece of usable footage lasts {longest_scene_s:.3f} s, which is no shot; "
-            f"add longer clips."
+            f"The longest piece of usable footage lasts {longest_scene_s:.3f} s, which is no shot; add longer clips."
         )
     # Any film length is a sum of shots of m to 2m frames; nearer limits would leave some without a plan.
     return _Limits(fps, min(shortest, max(2, footage // 2)), longest, footage)
@@ -371,9 +370,7 @@ class _Song:
         nearby: NDArray[np.bool_] = distance <= min(0.05, self.period_s / 4)
         return nearby
 
-    def wanted_beats(
-        self, times_s: Floats, new_bar: NDArray[np.bool_], new_section: NDArray[np.bool_]
-    ) -> Floats:
+    def wanted_beats(self, times_s: Floats, new_bar: NDArray[np.bool_], new_section: NDArray[np.bool_]) -> Floats:
         """How many beats a shot should last that starts at each time; changes only at bars and sections."""
         if self.pace.beats_per_shot is not None:
             return np.full(len(times_s), float(self.pace.beats_per_shot))
@@ -520,9 +517,8 @@ def _nodes(pulses: _Pulses, song: _Song, film_frames: int, duration_s: float, fp
     on_bar = song.on_downbeat(times)
     sections = song.section_starts(times)
     position = _beat_positions(times, between, song.period_s)
-    # Without bar lines, music still moves in fours from where something begins; believed half as much.
     counted = on_bar.any()
-    place = _place_in_bar(position, on_bar if counted else sections, song.bar)
+    place = _place_in_bar(position, on_bar if counted else _guessed_bars(times, position, sections, song), song.bar)
 
     framed_times = np.concatenate([[0.0], times, [duration_s]])
     new_bar = np.concatenate([[True], on_bar | (np.abs(place) < NEARLY), [False]])
@@ -563,6 +559,18 @@ def _beat_positions(times: Floats, between: NDArray[np.bool_], period_s: float) 
     positions[early] = (times[early] - times[whole[0]]) / period_s
     positions[late] = counted[-1] + (times[late] - times[whole[-1]]) / period_s
     return positions
+
+
+def _guessed_bars(times: Floats, position: Floats, sections: NDArray[np.bool_], song: _Song) -> NDArray[np.bool_]:
+    """Bar lines of a song without any: music moves in fours, from a section's start or by its heavy beats."""
+    if sections.any() or not len(times):
+        return sections
+    since_first = np.rint(position - position[0]).astype(np.int64)
+    accents = song.accents(times)
+    phases = [accents[since_first % song.bar == phase] for phase in range(song.bar)]
+    weight = [float(phase.mean()) if len(phase) else 0.0 for phase in phases]
+    heavy: NDArray[np.bool_] = since_first % song.bar == int(np.argmax(weight))
+    return heavy
 
 
 def _place_in_bar(position: Floats, bar_starts: NDArray[np.bool_], bar: int) -> Floats:
@@ -664,9 +672,7 @@ def _carried_on(
     return _Pulses(times[order], between[order])
 
 
-def _pulses_between(
-    borders: Floats, gap: int, period_s: float, must_divide: bool
-) -> list[tuple[float, bool]]:
+def _pulses_between(borders: Floats, gap: int, period_s: float, must_divide: bool) -> list[tuple[float, bool]]:
     start, end = float(borders[gap]), float(borders[gap + 1])
     beats = round((end - start) / period_s)
     opens, closes = gap == 0, gap == len(borders) - 2

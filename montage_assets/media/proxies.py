@@ -137,7 +137,9 @@ def join_proxy(parts: Sequence[Path], clip: Clip, out: Path) -> int:
                         continue
                     time = packet.pts * Fraction(packet.time_base)
                     if last is not None and time <= last:
-                        raise MediaError(f"the parts of the proxy of {clip.name} overlap at {float(time):.3f} s")
+                        raise MediaError(
+                            f"the parts of the proxy of {clip.name} overlap at {float(time):.3f} s"
+                        )
                     last = time
                     packet.stream = stream
                     target.mux(packet)

@@ -76,7 +76,8 @@ def frame_positions(clip: Clip, pts: NDArray[np.int64]) -> list[FrameTimecode]:
 
     first = int(pts[0])
     return [
-        FrameTimecode(Timecode(pts=int(value) - first, time_base=clip.time_base), fps=clip.fps) for value in pts
+        FrameTimecode(Timecode(pts=int(value) - first, time_base=clip.time_base), fps=clip.fps)
+        for value in pts
     ]
 
 
@@ -156,6 +157,7 @@ def _with_recorded_correlation(base: Any, scores: FrameScores) -> Any:
         def __init__(self, **chosen: Any) -> None:
             super().__init__(bins=HISTOGRAM_BINS, **chosen)
             self._next = iter(range(scores.frames))
+            self._last_cut: Any = None
 
         def process_frame(self, timecode: Any, frame_img: Any) -> list[Any]:
             index = next(self._next)

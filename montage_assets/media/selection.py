@@ -105,9 +105,7 @@ def longest_scene_s(clips: Sequence[ClipSignals], film_s: float | None = None) -
     enough = min(film_s, float(stretches.sum())) / 2
     lengths = np.unique(stretches)[::-1]
     supply = (float(np.floor(stretches / length + SAME_MOMENT_S).sum() * length) for length in lengths)
-    return next(
-        (float(length) for length, s in zip(lengths, supply, strict=True) if s >= enough), float(lengths[-1])
-    )
+    return next((float(length) for length, s in zip(lengths, supply, strict=True) if s >= enough), float(lengths[-1]))
 
 
 def select_shots(plan: CutPlan, clips: Sequence[ClipSignals], seed: int) -> list[Shot]:
@@ -130,9 +128,7 @@ def what_gave_way(shots: Sequence[Shot]) -> list[str]:
     told = []
     reused = sum("reused" in shot.reasons for shot in shots)
     if reused:
-        told.append(
-            f"{reused} of {len(shots)} shots show footage again; add clips or ask for a shorter film."
-        )
+        told.append(f"{reused} of {len(shots)} shots show footage again; add clips or ask for a shorter film.")
     crossing = sum("crosses_cut" in shot.reasons for shot in shots)
     if crossing:
         told.append(
@@ -178,10 +174,7 @@ class _Chooser:
         # to the first shots and the film would end on leavings.
         enough = float(np.quantile(looks, 1 - self._spent))
         cost = (
-            self._costs(slot, options)
-            - np.minimum(looks, enough)
-            - fit
-            - WHIM * self._whims(slot.index)[options.scene]
+            self._costs(slot, options) - np.minimum(looks, enough) - fit - WHIM * self._whims(slot.index)[options.scene]
         )
         # Rounded, so that the last bits of another processor's arithmetic do not choose another shot.
         chosen = int(np.argmin(np.round(cost, 7)))
@@ -283,9 +276,7 @@ class _Chooser:
 
     # --- results --------------------------------------------------------------------------------------
 
-    def _shot(
-        self, slot: Slot, options: Windows, chosen: int, terms: dict[str, Floats], score: float
-    ) -> Shot:
+    def _shot(self, slot: Slot, options: Windows, chosen: int, terms: dict[str, Floats], score: float) -> Shot:
         footage = self._footage
         first = int(options.first[chosen])
         clip = int(options.clip[chosen])
@@ -371,11 +362,7 @@ class _Likeness:
 
     def novelty(self, rows: Ints) -> Floats:
         """1 = as unlike the last shots as footage usually is, 0 = the last shot's very picture."""
-        likest = (
-            np.where(rows >= 0, EVER_SHOWN * self._ever[rows], 0.0)
-            if len(self._ever)
-            else np.zeros(len(rows))
-        )
+        likest = np.where(rows >= 0, EVER_SHOWN * self._ever[rows], 0.0) if len(self._ever) else np.zeros(len(rows))
         for weight, likeness in zip(REMEMBERED_SHOTS, self._shown, strict=False):
             if likeness is not None:
                 # A window without a signature is taken for half alike.
@@ -446,11 +433,7 @@ class _Stock:
         free = self._end - self._start
         for kind in self._classes:
             spare = _fitting(free, kind.length_s).sum() - kind.needed_after[slot]
-            taken = (
-                _fitting(whole, kind.length_s)
-                - _fitting(before, kind.length_s)
-                - _fitting(behind, kind.length_s)
-            )
+            taken = _fitting(whole, kind.length_s) - _fitting(before, kind.length_s) - _fitting(behind, kind.length_s)
             lost += np.maximum(taken - max(spare, 0), 0)
         return lost
 

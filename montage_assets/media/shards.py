@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from montage_assets.media.clip import Clip
 
@@ -84,7 +85,7 @@ def cut_into_ranges(clip: Clip, count: int, keyframe_before: KeyframeBefore) -> 
         if key is not None and key > (borders[-1] if borders else clip.first_pts):
             borders.append(key)
     edges: list[int | None] = [None, *borders, None]
-    ranges = list(zip(edges, edges[1:], strict=False))
+    ranges = list(pairwise(edges))
     return [
         ClipRange(
             clip=clip.name,

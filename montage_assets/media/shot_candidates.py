@@ -126,9 +126,7 @@ def lay_out(clips: Sequence[ClipSignals]) -> Footage:
     last_frames = clip_first + lengths - 1
     interval[last_frames] = usual
 
-    scene_first = np.concatenate(
-        [first + _scene_starts(clip) for first, clip in zip(clip_first, ordered, strict=True)]
-    )
+    scene_first = np.concatenate([first + _scene_starts(clip) for first, clip in zip(clip_first, ordered, strict=True)])
     scene_clip = frame_clip[scene_first]
     frame_scene = np.searchsorted(scene_first, np.arange(len(time)), "right") - 1
     scene_start = time[scene_first]
@@ -272,10 +270,7 @@ def _scene_starts(clip: ClipSignals) -> Ints:
 
 
 def _signature_frames(clips: Sequence[ClipSignals], clip_first: Ints) -> Ints:
-    parts = [
-        np.asarray(clip.signature_frames, np.int64) + first
-        for clip, first in zip(clips, clip_first, strict=True)
-    ]
+    parts = [np.asarray(clip.signature_frames, np.int64) + first for clip, first in zip(clips, clip_first, strict=True)]
     return np.concatenate(parts)
 
 
@@ -380,10 +375,7 @@ def _quality(
     # Half against all footage, half against its own clip: resolution and compression move a whole clip's
     # sharpness, focus and motion blur move it within the clip.
     own = np.concatenate(
-        [
-            _unit(sharp[f : f + n], SHARPNESS_SPREAD)
-            for f, n in zip(clip_first.tolist(), lengths.tolist(), strict=True)
-        ]
+        [_unit(sharp[f : f + n], SHARPNESS_SPREAD) for f, n in zip(clip_first.tolist(), lengths.tolist(), strict=True)]
     )
     smooth = _rolling_mean(time, motion, 0.25)
     # Per thirtieth of a second, so that a clip at 60 frames a second does not seem half as lively.

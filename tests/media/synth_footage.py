@@ -21,7 +21,20 @@ HEVC_OPEN_GOP = (
     "-c:v", "libx265", "-preset", "ultrafast", "-crf", "26", "-pix_fmt", "yuv420p", "-tag:v", "hvc1",
     "-x265-params", "open-gop=1:keyint=15:min-keyint=15:scenecut=0:bframes=3:log-level=none",
 )  # fmt: skip
-VP8 = ("-c:v", "libvpx", "-b:v", "600k", "-g", "15", "-deadline", "realtime", "-auto-alt-ref", "1", "-lag-in-frames", "8")
+VP8 = (
+    "-c:v",
+    "libvpx",
+    "-b:v",
+    "600k",
+    "-g",
+    "15",
+    "-deadline",
+    "realtime",
+    "-auto-alt-ref",
+    "1",
+    "-lag-in-frames",
+    "8",
+)
 MPEG2 = ("-c:v", "mpeg2video", "-b:v", "2M", "-g", "12", "-bf", "2")
 
 

@@ -147,9 +147,7 @@ def test_gaps_overlaps_and_repeated_ids_are_refused() -> None:
 def test_cut_errors_are_distances_to_the_nearest_beat() -> None:
     edit = an_edit()
     assert cut_errors_s(edit) == pytest.approx([0.0], abs=1e-9)
-    early = replace(
-        edit, shots=[replace(edit.shots[0], frames=22), replace(edit.shots[1], first_frame=22, frames=38)]
-    )
+    early = replace(edit, shots=[replace(edit.shots[0], frames=22), replace(edit.shots[1], first_frame=22, frames=38)])
     assert cut_errors_s(early) == pytest.approx([2 * 1001 / 24000])
     without = replace(edit, music=replace(edit.music, beats_s=[]))
     assert cut_errors_s(without) == [math.inf]

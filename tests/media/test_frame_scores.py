@@ -41,7 +41,12 @@ KINDS = {
         ("-fps_mode", "vfr", "-video_track_timescale", "90000"),
         "select='not(eq(mod(n,7),3))',setpts='PTS+0.4*mod(N,3)/25/TB'",
     ),
-    "one keyframe only": ("j.mp4", (*X264[:-4], "-g", "1000", "-sc_threshold", "0", "-pix_fmt", "yuv420p"), (), "null"),
+    "one keyframe only": (
+        "j.mp4",
+        (*X264[:-4], "-g", "1000", "-sc_threshold", "0", "-pix_fmt", "yuv420p"),
+        (),
+        "null",
+    ),
 }
 
 
@@ -79,7 +84,9 @@ def test_any_number_of_shards_gives_the_scores_of_one(clip_file: tuple[Path, Cli
     for shards in (2, 3, 7, 16):
         parts = scores_in(path, clip, shards)
         for field in fields(FrameScores):
-            np.testing.assert_array_equal(getattr(parts, field.name), getattr(whole, field.name), err_msg=field.name)
+            np.testing.assert_array_equal(
+                getattr(parts, field.name), getattr(whole, field.name), err_msg=field.name
+            )
 
 
 def test_recorded_scores_give_the_cuts_of_the_stock_detectors(clip_file: tuple[Path, Clip]) -> None:

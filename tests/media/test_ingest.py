@@ -21,7 +21,13 @@ def ingested(path: Path) -> Clip:
 
 def test_a_plain_clip_is_described_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
-    write_clip(path, (50,), fps=25, inputs=("-f", "lavfi", "-i", "sine=d=2:r=44100"), extra=("-c:a", "aac", "-shortest"))
+    write_clip(
+        path,
+        (50,),
+        fps=25,
+        inputs=("-f", "lavfi", "-i", "sine=d=2:r=44100"),
+        extra=("-c:a", "aac", "-shortest"),
+    )
     clip = ingested(path)
     assert (clip.codec, clip.width, clip.height, clip.display_width) == ("h264", 192, 108, 192)
     assert (clip.fps, clip.frames_estimate, clip.variable_rate) == (25, 50, False)
@@ -33,7 +39,8 @@ def test_a_turned_clip_is_portrait(tmp_path: Path) -> None:
     flat, turned = tmp_path / "flat.mp4", tmp_path / "turned.mp4"
     write_clip(flat, (10,))
     subprocess.run(
-        [ffmpeg_program(), "-v", "error", "-display_rotation", "90", "-i", flat, "-c", "copy", turned], check=True
+        [ffmpeg_program(), "-v", "error", "-display_rotation", "90", "-i", flat, "-c", "copy", turned],
+        check=True,
     )
     clip = ingested(turned)
     assert clip.rotation == 270
@@ -50,8 +57,8 @@ def test_anamorphic_pixels_make_the_display_wider(tmp_path: Path) -> None:
 
 def test_hdr_and_ten_bits_are_seen(tmp_path: Path) -> None:
     path = tmp_path / "hdr.mp4"
-    tags = ("-color_trc", "smpte2084", "-colorspace", "bt2020nc", "-color_primaries", "bt2020")
-    write_clip(path, (10,), encoder=HEVC_OPEN_GOP, extra=(*tags, "-pix_fmt", "yuv420p10le"))
+    tags = "setparams=color_trc=smpte2084:colorspace=bt2020nc:color_primaries=bt2020"
+    write_clip(path, (10,), encoder=HEVC_OPEN_GOP, extra=("-pix_fmt", "yuv420p10le"), filters=tags)
     clip = ingested(path)
     assert (clip.transfer, clip.matrix, clip.bit_depth) == ("pq", "bt2020", 10)
 
@@ -59,14 +66,24 @@ def test_hdr_and_ten_bits_are_seen(tmp_path: Path) -> None:
 def test_variable_frame_rate_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "vfr.mp4"
     write_clip(
-        path, (60,), extra=("-fps_mode", "vfr"), filters="select='lt(n,30)+not(mod(n,3))'", encoder=(*X264, "-bf", "0")
+        path,
+        (60,),
+        extra=("-fps_mode", "vfr"),
+        filters="select='lt(n,30)+not(mod(n,3))'",
+        encoder=(*X264, "-bf", "0"),
     )
     assert ingested(path).variable_rate
 
 
 def test_interlaced_footage_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "interlaced.mpg"
-    write_clip(path, (20,), encoder=MPEG2, extra=("-flags", "+ildct+ilme", "-field_order", "tt"), filters="setfield=tff")
+    write_clip(
+        path,
+        (20,),
+        encoder=MPEG2,
+        extra=("-flags", "+ildct+ilme", "-field_order", "tt"),
+        filters="setfield=tff",
+    )
     assert ingested(path).interlaced
 
 
@@ -89,7 +106,9 @@ def test_the_thumbnail_is_a_picture_of_the_clip(tmp_path: Path) -> None:
     assert picture.size == (320, 180)
 
 
-@pytest.mark.parametrize("name", ["-i evil.mp4", "a'b \"c\" $(x).mp4", "100%d.mp4", "concat:a|b.mp4", "ünï.mp4"])
+@pytest.mark.parametrize(
+    "name", ["-i evil.mp4", 'a\'b "c" $(x).mp4', "100%d.mp4", "concat:a|b.mp4", "ünï.mp4"]
+)
 def test_a_file_name_is_only_a_name(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     plain = tmp_path / "plain.mp4"
@@ -163,4 +182,9 @@ def test_a_transport_stream_that_was_cut_off_is_used_as_far_as_it_goes(tmp_path:
 
 
 def test_files_are_told_apart_by_their_suffix() -> None:
-    assert [media_kind(name) for name in ("a.MOV", "b.mp3", "c.HEIC", "d.txt")] == ["video", "audio", "still", "other"]
+    assert [media_kind(name) for name in ("a.MOV", "b.mp3", "c.HEIC", "d.txt")] == [
+        "video",
+        "audio",
+        "still",
+        "other",
+    ]

@@ -42,7 +42,12 @@ def decoded_times(path: Path) -> list[Fraction]:
 
 @pytest.mark.parametrize(
     ("name", "encoder", "filters"),
-    [("a.mp4", OPEN_GOP, "null"), ("b.webm", VP8, "null"), ("c.mpg", MPEG2, "null"), ("d.mp4", OPEN_GOP, VFR)],
+    [
+        ("a.mp4", OPEN_GOP, "null"),
+        ("b.webm", VP8, "null"),
+        ("c.mpg", MPEG2, "null"),
+        ("d.mp4", OPEN_GOP, VFR),
+    ],
 )
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_proxy_keeps_every_frame_and_its_timestamp(

@@ -75,9 +75,7 @@ def a_clip(
 def spoiled(clip: ClipSignals, start_s: float, end_s: float, **values: float) -> ClipSignals:
     """The clip with measurements replaced from `start_s` to `end_s`."""
     inside = (clip.times_s >= start_s) & (clip.times_s < end_s)
-    changed: dict[str, Any] = {
-        name: np.where(inside, value, getattr(clip, name)) for name, value in values.items()
-    }
+    changed: dict[str, Any] = {name: np.where(inside, value, getattr(clip, name)) for name, value in values.items()}
     return replace(clip, **changed)
 
 
@@ -93,9 +91,7 @@ def a_plan(lengths_s: Sequence[float], fps: Fraction = FPS, energy: Sequence[flo
 
 
 def spans(shots: Sequence[Shot], fps: Fraction = FPS) -> list[tuple[str, float, float]]:
-    return [
-        (shot.clip, shot.source_start_s, shot.source_start_s + float(shot.frames / fps)) for shot in shots
-    ]
+    return [(shot.clip, shot.source_start_s, shot.source_start_s + float(shot.frames / fps)) for shot in shots]
 
 
 def overlapping(shots: Sequence[Shot], fps: Fraction = FPS) -> int:
@@ -122,8 +118,7 @@ def assert_fills(shots: Sequence[Shot], plan: CutPlan, clips: Sequence[ClipSigna
 
 def some_clips(count: int = 8, duration_s: float = 12.0) -> list[ClipSignals]:
     return [
-        a_clip(f"clip {number}.mp4", duration_s, scenes_s=(0.0, 5.2), motion=1.0 + number)
-        for number in range(count)
+        a_clip(f"clip {number}.mp4", duration_s, scenes_s=(0.0, 5.2), motion=1.0 + number) for number in range(count)
     ]
 
 
@@ -312,12 +307,24 @@ def test_a_single_clip_makes_a_film_that_jumps_at_every_cut() -> None:
         assert abs(after[1] - before[2]) >= 0.5
 
 
+def test_the_best_part_of_a_scene_is_not_shown_on_without_a_visible_cut() -> None:
+    clip = spoiled(spoiled(a_clip("only.mp4", 30.0), 0, 10, sharpness=2.0), 16, 99, sharpness=2.0)
+    shots = select_shots(a_plan([1.0] * 3), [clip], seed=0)
+    assert all(start >= 9.9 and end <= 16.1 for _, start, end in spans(shots))
+    for before, after in itertools.pairwise(spans(shots)):
+        assert max(after[1] - before[2], before[1] - after[2]) >= 0.5 - 1e-6
+
+
+def test_a_piece_that_must_be_reused_was_not_shown_just_before() -> None:
+    shots = select_shots(a_plan([2.0] * 12), [a_clip("only.mp4", 6.4)], seed=0)
+    for position in range(1, 12):
+        assert overlapping(shots[position - 1 : position + 1]) == 0
+
+
 def test_a_single_clip_of_a_second_makes_a_whole_film() -> None:
     clip = a_clip("only.mp4", 1.2)
     beats = [k / 2 for k in range(40)]
-    song = BeatAnalysis(
-        20, beats, beats[::4], 120, [], "grid", 1, "", 0.02, [], [], [Section(0, 20, 1, "loud")]
-    )
+    song = BeatAnalysis(20, beats, beats[::4], 120, [], "grid", 1, "", 0.02, [], [], [Section(0, 20, 1, "loud")])
     longest = longest_scene_s([clip])
     assert longest == pytest.approx(0.9, abs=0.04)
     plan = plan_cuts(song, music_start_s=0, duration_s=20, fps=FPS, longest_scene_s=longest)
@@ -426,9 +433,7 @@ def test_one_long_clip_among_short_ones_does_not_set_the_pace() -> None:
 
 
 def test_clips_without_signatures_or_with_one_frame_can_be_used() -> None:
-    bare = replace(
-        a_clip("bare.mp4"), signature_frames=np.zeros(0, np.int64), signatures=np.zeros((0, 48), np.float32)
-    )
+    bare = replace(a_clip("bare.mp4"), signature_frames=np.zeros(0, np.int64), signatures=np.zeros((0, 48), np.float32))
     plan = a_plan([1.0] * 4)
     for clips in ([bare], [bare, a_clip("b.mp4"), a_clip("frame.mp4", 0.034)]):
         assert_fills(select_shots(plan, clips, seed=0), plan, clips)
