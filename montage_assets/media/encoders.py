@@ -54,9 +54,7 @@ class SegmentContainer:
 MPEG_TS = SegmentContainer("mpegts", ".ts", ("-muxdelay", "0", "-muxpreload", "0"))
 MP4 = SegmentContainer("mp4", ".mp4")
 
-SEGMENT_CONTAINERS: Mapping[Codec, SegmentContainer] = MappingProxyType(
-    {"h264": MPEG_TS, "hevc": MPEG_TS, "av1": MP4}
-)
+SEGMENT_CONTAINERS: Mapping[Codec, SegmentContainer] = MappingProxyType({"h264": MPEG_TS, "hevc": MPEG_TS, "av1": MP4})
 
 # In MP4 the parameter sets stand in the header; "avc1" and "hvc1" allow no copies between the pictures.
 INLINE_HEADER_FILTERS: Mapping[Codec, str] = MappingProxyType(

@@ -100,8 +100,7 @@ def check_film_file(
         text = beside.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MediaError(
-            f"{film.name} cannot be checked: its edit list {beside.name} cannot be read; "
-            "make the montage again"
+            f"{film.name} cannot be checked: its edit list {beside.name} cannot be read; make the montage again"
         ) from error
     return check_film(film, from_json(text), target_lufs=target_lufs)
 
@@ -184,9 +183,7 @@ def _frame_count(timing: _Timing, decoded: int, edit: EditList) -> CheckResult:
 
 
 def _even_timestamps(timing: _Timing, edit: EditList) -> CheckResult:
-    uneven = [
-        place for place, time in enumerate(timing.times_s) if time != timing.times_s[0] + place / edit.fps
-    ]
+    uneven = [place for place, time in enumerate(timing.times_s) if time != timing.times_s[0] + place / edit.fps]
     starts_at = float(timing.times_s[0]) if timing.times_s else 0.0
     passed = bool(timing.times_s) and not uneven and starts_at == 0
     if passed:
@@ -195,9 +192,7 @@ def _even_timestamps(timing: _Timing, edit: EditList) -> CheckResult:
         detail = f"{len(uneven)} frames are not shown at their time, the first is frame {uneven[0]}"
     else:
         detail = f"the first frame is shown at {starts_at:.3f} s instead of 0"
-    return CheckResult(
-        "even_timestamps", passed, detail, {"uneven_frames": len(uneven), "starts_at_s": starts_at}
-    )
+    return CheckResult("even_timestamps", passed, detail, {"uneven_frames": len(uneven), "starts_at_s": starts_at})
 
 
 def _decodes_cleanly(messages: list[str]) -> CheckResult:
@@ -223,9 +218,7 @@ def _cuts_on_beats(edit: EditList) -> CheckResult:
     off = [shot for error, shot in errors if error > half_frame_s + ROUNDING_S]
     worst = max((error for error, _ in errors), default=0.0)
     if off:
-        detail = (
-            f"{len(off)} of {len(errors)} cuts are over half a frame off their beat, first: shot {off[0].id}"
-        )
+        detail = f"{len(off)} of {len(errors)} cuts are over half a frame off their beat, first: shot {off[0].id}"
     elif errors:
         detail = f"all {len(errors)} cuts are within half a frame of their beat (worst {1000 * worst:.1f} ms)"
     else:
@@ -257,9 +250,7 @@ def _is_visible(changes: Levels, cut: int) -> bool:
 
 def _is_misplaced(changes: Levels, cut: int) -> bool:
     near = [*range(max(1, cut - CUT_MISSED_BY), cut), *range(cut + 1, cut + 1 + CUT_MISSED_BY)]
-    best = max(
-        (place for place in near if place < len(changes)), key=lambda place: changes[place], default=cut
-    )
+    best = max((place for place in near if place < len(changes)), key=lambda place: changes[place], default=cut)
     change = changes[best]
     return bool(change >= CLEAR_CHANGE and change >= 4 * changes[cut] and _is_visible(changes, best))
 
@@ -274,9 +265,7 @@ def _loudness(film: Path, timing: _Timing, target_lufs: float) -> CheckResult:
     values = {"integrated_lufs": found.integrated_lufs, "true_peak_dbtp": found.true_peak_dbtp}
     if found.silent:
         return CheckResult("loudness", False, "the film is silent; check that the song is not", values)
-    return CheckResult(
-        "loudness", _is_at_target(found, target_lufs), _loudness_in_words(found, target_lufs), values
-    )
+    return CheckResult("loudness", _is_at_target(found, target_lufs), _loudness_in_words(found, target_lufs), values)
 
 
 def _is_at_target(found: Loudness, target_lufs: float) -> bool:
@@ -295,9 +284,7 @@ def _no_black_shot(frames: Frames, edit: EditList) -> CheckResult:
     black = [shot for shot, picture in _pictures(frames, edit) if _is_black(picture)]
     detail = "no shot is black"
     if black:
-        detail = (
-            f"{len(black)} shots are black from start to end, first: shot {black[0].id} ({black[0].clip})"
-        )
+        detail = f"{len(black)} shots are black from start to end, first: shot {black[0].id} ({black[0].clip})"
     return CheckResult("no_black_shot", not black, detail, {"black_shots": len(black)})
 
 
@@ -331,9 +318,7 @@ def _overlapping_sources(edit: EditList) -> Iterator[tuple[int, int]]:
 
 def _same_pictures(frames: Frames, changes: Levels, edit: EditList) -> Iterator[tuple[int, int]]:
     """Pairs of shots whose pictures agree frame by frame; shots in which nothing moves say nothing."""
-    shots = [
-        shot for shot in edit.shots if shot.first_frame + shot.frames <= len(frames) and _moves(changes, shot)
-    ]
+    shots = [shot for shot in edit.shots if shot.first_frame + shot.frames <= len(frames) and _moves(changes, shot)]
     if len(shots) < 2:
         return
     firsts = frames[[shot.first_frame for shot in shots]].astype(np.int16)

@@ -97,9 +97,7 @@ def _made_alike(
     everything = list(range(len(segments)))
     alike = _reencoded(segments, everything, software_encoder(fmt.codec), fmt, folder)
     if len({segment.codec_hash for segment in alike}) > 1:
-        raise FfmpegFailed(
-            "The segments do not fit together even when encoded again; delete them and run again"
-        )
+        raise FfmpegFailed("The segments do not fit together even when encoded again; delete them and run again")
     return alike, everything
 
 
@@ -172,9 +170,7 @@ def _presentation_ranks(segment: RenderedSegment, fmt: OutputFormat) -> list[int
         with _opened(segment.path, fmt) as container:
             times = [packet.pts for packet in container.demux(video=0) if packet.size]
     except (av.FFmpegError, OSError) as error:
-        raise MediaError(
-            f"Segment {segment.path.name} cannot be read ({error}); delete it and run again"
-        ) from error
+        raise MediaError(f"Segment {segment.path.name} cannot be read ({error}); delete it and run again") from error
     shown = sorted(time for time in times if time is not None)
     number = {time: rank for rank, time in enumerate(shown)}
     if len(number) != len(times) or len(times) != segment.frames:

@@ -81,9 +81,7 @@ def layout(clip: Clip, width: int, height: int, framing: Framing) -> Layout:
     if framing == "fill":
         scaled = (_even_up(height * aspect), height) if wider else (width, _even_up(width / aspect))
         return Layout("fill", max(scaled[0], width), max(scaled[1], height))
-    scaled = (
-        (width, _even_near(width / aspect, height)) if wider else (_even_near(height * aspect, width), height)
-    )
+    scaled = (width, _even_near(width / aspect, height)) if wider else (_even_near(height * aspect, width), height)
     # A surround of a pixel or two is no surround; nothing is left to show there.
     return Layout("fill" if scaled == (width, height) else framing, *scaled)
 

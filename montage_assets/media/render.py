@@ -111,9 +111,7 @@ class RenderedSegment:
     cpu_s: float
 
 
-def plan_segments(
-    shots: Sequence[RenderShot], fps: Fraction, *, target_s: float = SEGMENT_SECONDS
-) -> list[range]:
+def plan_segments(shots: Sequence[RenderShot], fps: Fraction, *, target_s: float = SEGMENT_SECONDS) -> list[range]:
     """Cut the film into groups of consecutive shots, one ffmpeg each; each range indexes `shots`.
 
     The groups are as equal in length as shots allow, about `target_s` seconds, with no more sources open
@@ -192,9 +190,7 @@ def render_segment(
     )
 
 
-def segment_args(
-    shots: Sequence[RenderShot], fmt: OutputFormat, encoder: Encoder, out_path: Path
-) -> list[str]:
+def segment_args(shots: Sequence[RenderShot], fmt: OutputFormat, encoder: Encoder, out_path: Path) -> list[str]:
     """ffmpeg's arguments that render `shots` into `out_path`. Looks into sources that have no index."""
     inputs: list[str] = []
     chains: list[str] = []

@@ -26,10 +26,7 @@ DARK, LIGHT = 50, 205
 
 def numbered_frame(number: int, clip: int, width: int = 160, height: int = 96) -> NDArray[np.uint8]:
     """Luma of one frame, shape (height, width)."""
-    bits = [
-        [(value >> (COLUMNS - 1 - column)) & 1 for column in range(COLUMNS)]
-        for value in (number, clip, ~clip)
-    ]
+    bits = [[(value >> (COLUMNS - 1 - column)) & 1 for column in range(COLUMNS)] for value in (number, clip, ~clip)]
     cells = np.where(np.array(bits), LIGHT, DARK).astype(np.uint8)
     rows = np.arange(height) * ROWS // height
     columns = np.arange(width) * COLUMNS // width
@@ -73,8 +70,7 @@ def frames_in(path: Path) -> list[av.VideoFrame]:
 def frame_times(path: Path, clip: Clip) -> list[Fraction]:
     """Exact seconds of every frame after the clip's first, in order of presentation."""
     return [
-        Fraction(frame.pts or 0) * (frame.time_base or 1) - clip.first_pts * clip.time_base
-        for frame in frames_in(path)
+        Fraction(frame.pts or 0) * (frame.time_base or 1) - clip.first_pts * clip.time_base for frame in frames_in(path)
     ]
 
 

@@ -39,9 +39,7 @@ def encode(encoder: Encoder, quality: str, source: Path, out: Path, cores: set[i
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_video(
-        tmp_path_factory.mktemp("source") / "clip.mkv", frames=110, filters="noise=alls=12:all_seed=5"
-    )
+    return make_video(tmp_path_factory.mktemp("source") / "clip.mkv", frames=110, filters="noise=alls=12:all_seed=5")
 
 
 def test_every_codec_has_an_encoder_that_needs_no_device_and_every_level() -> None:
@@ -58,9 +56,7 @@ def test_only_software_encoders_are_given_a_crf() -> None:
             assert ("-crf" in encode_flags(encoder, quality, Fraction(30))) == (encoder.device == "cpu")
 
 
-@pytest.mark.parametrize(
-    "encoder", [e for e in ENCODERS if e.device == "cpu"], ids=lambda encoder: encoder.name
-)
+@pytest.mark.parametrize("encoder", [e for e in ENCODERS if e.device == "cpu"], ids=lambda encoder: encoder.name)
 def test_better_levels_lose_less_of_the_picture(encoder: Encoder, source: Path, tmp_path: Path) -> None:
     errors = []
     original = [luma.astype(float) for luma in lumas_in(source)]
@@ -74,12 +70,8 @@ def test_better_levels_lose_less_of_the_picture(encoder: Encoder, source: Path, 
     assert errors == sorted(errors, reverse=True)
 
 
-@pytest.mark.parametrize(
-    "encoder", [e for e in ENCODERS if e.device == "cpu"], ids=lambda encoder: encoder.name
-)
-def test_keyframes_come_every_two_seconds_and_groups_are_closed(
-    encoder: Encoder, source: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("encoder", [e for e in ENCODERS if e.device == "cpu"], ids=lambda encoder: encoder.name)
+def test_keyframes_come_every_two_seconds_and_groups_are_closed(encoder: Encoder, source: Path, tmp_path: Path) -> None:
     out = encode(encoder, "standard", source, tmp_path / f"out{encoder.container.suffix}")
     with av.open(str(out)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
@@ -90,12 +82,8 @@ def test_keyframes_come_every_two_seconds_and_groups_are_closed(
         assert max(packet.pts for packet in before) < min(packet.pts for packet in after)
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores"
-)
-@pytest.mark.parametrize(
-    "encoder", [e for e in ENCODERS if e.device == "cpu"], ids=lambda encoder: encoder.name
-)
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.parametrize("encoder", [e for e in ENCODERS if e.device == "cpu"], ids=lambda encoder: encoder.name)
 def test_the_same_frames_give_the_same_bytes_on_one_core_and_on_several(
     encoder: Encoder, source: Path, tmp_path: Path
 ) -> None:

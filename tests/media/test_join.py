@@ -64,9 +64,7 @@ def test_twelve_segments_are_joined_in_the_order_given(codec: str, shot: RenderS
     assert film.reencoded == []
     assert [number for number, _ in numbers_in(film.path)] == list(range(sum(lengths)))
     assert packet_times(film.path) == [place / fmt.fps for place in range(sum(lengths))]
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("segment")) == [
-        "film.mp4"
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("segment")) == ["film.mp4"]
 
 
 def test_joining_copies_the_pictures_bit_for_bit(shot: RenderShot, tmp_path: Path) -> None:
@@ -81,9 +79,7 @@ def test_joining_copies_the_pictures_bit_for_bit(shot: RenderShot, tmp_path: Pat
     assert pictures(film.path, "mp4") == apart
 
 
-def test_a_foreign_segment_is_encoded_like_the_majority_and_no_frame_is_lost(
-    shot: RenderShot, tmp_path: Path
-) -> None:
+def test_a_foreign_segment_is_encoded_like_the_majority_and_no_frame_is_lost(shot: RenderShot, tmp_path: Path) -> None:
     segments = segments_of(shot, tmp_path, NTSC, [20, 25, 30], {1: ("-profile:v", "main", "-refs", "1")})
     assert len({segment.codec_hash for segment in segments}) == 2
     film = join_segments(segments, NTSC, tmp_path / "film.mp4")

@@ -21,9 +21,7 @@ from tests.media.synth_video import clip_of, frames_in, luma_of, lumas_in, make_
 LOSSLESS_RGB = ("-c:v", "libx264rgb", "-qp", "0", "-preset", "ultrafast")
 
 
-def rendered(
-    source: Path, size: tuple[int, int], framing: Framing = "auto", clip: Clip | None = None
-) -> Path:
+def rendered(source: Path, size: tuple[int, int], framing: Framing = "auto", clip: Clip | None = None) -> Path:
     out = source.with_name(f"{source.name}.{size[0]}x{size[1]}.{framing}.ts")
     fmt = OutputFormat(*size, Fraction(25), "h264", "master", framing)
     render_segment([RenderShot(source, clip or clip_of(source), Fraction(0), 3)], fmt, out)
@@ -61,9 +59,7 @@ def quarters() -> NDArray[np.uint8]:
     return picture
 
 
-def clip_like(
-    any_clip: Clip, width: int, height: int, rotation: int = 0, aspect: Fraction = Fraction(1)
-) -> Clip:
+def clip_like(any_clip: Clip, width: int, height: int, rotation: int = 0, aspect: Fraction = Fraction(1)) -> Clip:
     return replace(any_clip, width=width, height=height, rotation=rotation, sample_aspect=aspect)
 
 

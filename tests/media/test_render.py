@@ -151,9 +151,7 @@ def test_a_segment_is_video_only_of_one_kind_and_starts_with_a_keyframe(
     clip, times = clip_of(source), frame_times(source, clip_of(source))
     fmt = OutputFormat(160, 96, Fraction(24000, 1001), codec, "preview")  # type: ignore[arg-type]
     out = tmp_path / f"segment{suffix}"
-    segment = render_segment(
-        [shot_of(source, clip, 3, 30, times), shot_of(source, clip, 0, 30, times)], fmt, out
-    )
+    segment = render_segment([shot_of(source, clip, 3, 30, times), shot_of(source, clip, 0, 30, times)], fmt, out)
     with av.open(str(out)) as container:
         assert [stream.type for stream in container.streams] == ["video"]
         keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]

@@ -30,9 +30,7 @@ Sound = NDArray[np.float32]
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("video")
     source = make_video(folder / "clip.mp4", frames=FRAMES, fps=FPS)
-    segment = render_segment(
-        [RenderShot(source, clip_of(source), Fraction(0), FRAMES)], FMT, folder / "one.ts"
-    )
+    segment = render_segment([RenderShot(source, clip_of(source), Fraction(0), FRAMES)], FMT, folder / "one.ts")
     return join_segments([segment], FMT, folder / "film.mp4").path
 
 
@@ -81,9 +79,7 @@ def offset_of(template: Sound, sound: Sound) -> int:
     return peak if peak < size // 2 else peak - size
 
 
-def test_picture_and_sound_end_together_and_the_picture_is_copied_untouched(
-    video: Path, tmp_path: Path
-) -> None:
+def test_picture_and_sound_end_together_and_the_picture_is_copied_untouched(video: Path, tmp_path: Path) -> None:
     song = song_of(tmp_path / "song.wav", noise(0.2))
     out = tmp_path / "film.mp4"
     muxed(video, song, out)
@@ -165,12 +161,8 @@ def test_gain_keeps_the_dynamics_of_the_song(video: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("level", [0.0, 0.0005])
-def test_silence_stays_silence_and_near_silence_gets_no_absurd_gain(
-    level: float, video: Path, tmp_path: Path
-) -> None:
-    report = muxed(
-        video, song_of(tmp_path / "song.wav", noise(level) if level else "0*t"), tmp_path / "film.mp4"
-    )
+def test_silence_stays_silence_and_near_silence_gets_no_absurd_gain(level: float, video: Path, tmp_path: Path) -> None:
+    report = muxed(video, song_of(tmp_path / "song.wav", noise(level) if level else "0*t"), tmp_path / "film.mp4")
     assert report.gain_db <= 20
     assert level_db(sound_of(tmp_path / "film.mp4")) < (-100 if level == 0 else -45)
 
