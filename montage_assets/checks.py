@@ -5,15 +5,20 @@ where the film would be wrong, and a warning where it would only be less good.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import dagster as dg
 
+from montage_assets import layout
 from montage_assets.assets.common import TASK_TAG, data_root
 from montage_assets.assets.montage import Film
+from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
+from montage_assets.io import dump_record, read_record
 from montage_assets.media import edit_list as edit_lists
-from montage_assets.media.film_check import CheckResult, check_film
-from montage_assets.partitions import montage_partitions
+from montage_assets.media import film_check
+from montage_assets.media.film_check import CheckResult
+from montage_assets.media.fingerprint import result_key
 
 MONTAGE = dg.AssetKey("montage")
 CHECKS = {
@@ -31,6 +36,13 @@ WARNINGS_ONLY = {"no_duplicate_shot", "loudness"}
 """Little footage must repeat shots, and a quiet song cannot be made loud without harm: neither film is wrong."""
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What the checks found out about one film."""
+
+    results: list[CheckResult]
+
+
 @dg.multi_asset_check(
     name="film_checks",
     specs=[
@@ -39,7 +51,6 @@ WARNINGS_ONLY = {"no_duplicate_shot", "loudness"}
             asset=MONTAGE,
             description=text,
             blocking=name not in WARNINGS_ONLY,
-            partitions_def=montage_partitions,
         )
         for name, text in CHECKS.items()
     ],
@@ -47,12 +58,22 @@ WARNINGS_ONLY = {"no_duplicate_shot", "loudness"}
 )
 def film_checks(context: dg.AssetCheckExecutionContext, montage: Film) -> Iterator[dg.AssetCheckResult]:
     """Check the finished film against its edit list."""
-    root = data_root()
     with plain_failures():
-        edit = edit_lists.from_json(root.read_bytes(montage.edit_list).decode())
-        results = check_film(root.local_file(montage.film), edit, target_lufs=montage.target_lufs)
-    for result in results:
+        verdict = verdict_on(data_root(), montage)
+    for result in verdict.results:
         yield _as_asset_check(result)
+
+
+def verdict_on(root: DataRoot, film: Film) -> Verdict:
+    """The stored verdict on a film made of the same things, else a new one."""
+    key = result_key(made_of=film.made_of, target_lufs=film.target_lufs, algorithm=film_check.ALGORITHM)
+    stored = layout.result("checks", key, ".json")
+    if root.exists(stored):
+        return read_record(root, stored, Verdict)
+    edit = edit_lists.from_json(root.read_bytes(film.edit_list).decode())
+    verdict = Verdict(film_check.check_film(root.local_file(film.film), edit, target_lufs=film.target_lufs))
+    root.write_bytes(stored, dump_record(verdict))
+    return verdict
 
 
 def _as_asset_check(result: CheckResult) -> dg.AssetCheckResult:

@@ -126,7 +126,8 @@ class RunView:
 
 def asset_of(step: str) -> str:
     """The asset a step belongs to: `scene_shards.score_shard[shard_1]` is of `scene_shards`."""
-    return step.partition(".")[0].partition("[")[0]
+    name = step.partition(".")[0].partition("[")[0]
+    return "montage" if name == "make_montage" else name
 
 
 def _is_last_step(step: str) -> bool:

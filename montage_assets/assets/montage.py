@@ -28,6 +28,10 @@ from montage_assets.metadata import picture
 from montage_assets.partitions import montage_partitions
 
 
+STEP = "make_montage"
+"""The name of the step that makes this asset."""
+
+
 @dataclass(frozen=True)
 class Film:
     """The finished film. `made_of` is the key of everything that went into it."""
@@ -43,13 +47,21 @@ class Film:
     reencoded: list[int]
 
 
-@dg.asset(
+# The asset shares its name with the job, so its op needs another one: Dagster wants op and job names unique.
+@dg.multi_asset(
+    name=STEP,
+    outs={
+        "montage": dg.AssetOut(
+            dagster_type=Film,
+            group_name=GROUP,
+            owners=OWNERS,
+            kinds={"ffmpeg"},
+            description="The film: segments joined without loss, the song at its loudness and faded, "
+            "the edit list beside it.",
+        )
+    },
     partitions_def=montage_partitions,
-    group_name=GROUP,
-    owners=OWNERS,
-    kinds={"ffmpeg"},
     op_tags={TASK_TAG: "final_render"},
-    description="The film: segments joined without loss, the song at its loudness and faded, the edit list beside it.",
 )
 def montage(
     context: dg.AssetExecutionContext,

@@ -37,6 +37,9 @@ ROUNDING_S = 2e-6
 """Times in an edit list have six decimals."""
 
 LOUDNESS_TOLERANCE_LU = 1.0
+ALGORITHM = 1
+"""Part of every verdict's key; raised whenever a check changes."""
+
 PEAK_TOLERANCE_DB = 0.2
 
 CLEAR_CHANGE = 8.0

@@ -475,7 +475,6 @@ def _beats_per_bar(analysis: BeatAnalysis) -> int:
 MID_BAR_COST = 0.15
 WEAK_BEAT_COST = 0.3
 BETWEEN_BEATS_COST = 0.6
-ACCENT_GAIN = 0.2
 NEW_PACE_GAIN = 0.5
 """Costs and gains of cutting on a pulse; a shot of twice its wanted length costs 2, one of half of it 0.5."""
 
@@ -592,9 +591,8 @@ def _cut_costs(
     weak = np.where(np.abs(place) < NEARLY, 0.0, np.where(mid_bar, MID_BAR_COST, WEAK_BEAT_COST))
     # The longer shots are held, the more a cut beside the bar line jars.
     held = np.clip(2 * wanted / song.bar, 1.0, 3.0)
-    cost = np.where(between, BETWEEN_BEATS_COST, belief * weak * held)
-    accented: Floats = cost - ACCENT_GAIN * (song.accents(times) - 0.5)
-    return accented
+    cost: Floats = np.where(between, BETWEEN_BEATS_COST, belief * weak * held)
+    return cost
 
 
 # --- the cheapest path --------------------------------------------------------------------------------

@@ -59,11 +59,11 @@ LOOKS = ("sharpness", "exposure", "contrast", "steadiness")
 UNUSABLE_COST = 1000.0
 REUSE_COST = 100.0
 OVERLAP_COST = 20.0
-RECENT_REUSE_COST = 15.0
 FLASH_COST = 30.0
 SAME_CLIP_COST = 10.0
 MARGIN_COST = 8.0
 FRAGMENT_COST = 4.0
+RECENT_REUSE_COST = 4.0
 CONTINUED_COST = 3.0
 LARGEST_CLIP_GAIN = 2.0
 """Each outweighs what stands below it, and the scores (0..1) last: a rule is broken only for a higher one."""

@@ -1,0 +1,34 @@
+"""Fixtures for all tests: a Dagster home and data root of their own, and one S3 server for the session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.s3_server import S3Server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty data root that the environment names."""
+    root = tmp_path / "data"
+    (root / "input").mkdir(parents=True)
+    monkeypatch.setenv("MONTAGE_DATA", str(root))
+    monkeypatch.setenv("DAGSTER_HOME", str(_home(tmp_path)))
+    return root
+
+
+def _home(tmp_path: Path) -> Path:
+    home = tmp_path / "dagster"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    return home
