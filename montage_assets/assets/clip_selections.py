@@ -18,7 +18,7 @@ from montage_assets.media.film_format import film_rate, film_size
 from montage_assets.media.frame_scores import FrameScores, load_scores
 from montage_assets.media.pacing import choose_duration, pace_named, plan_cuts
 from montage_assets.media.pictures import contact_sheet
-from montage_assets.media.selection import longest_scene_s, select_shots, usable_footage_s
+from montage_assets.media.selection import longest_scene_s, select_shots, usable_footage_s, what_gave_way
 from montage_assets.media.signals import clip_signals
 from montage_assets.metadata import picture
 from montage_assets.partitions import montage_partitions
@@ -75,7 +75,7 @@ def select(footage: Footage, scenes: Scenes, beats: BeatAnalysis, scores: Mappin
         duration_s=duration_s,
         fps=fps,
         pace=pace,
-        longest_scene_s=longest_scene_s(signals),
+        longest_scene_s=longest_scene_s(signals, duration_s),
     )
     shots = select_shots(plan, signals, spec.seed)
     edit = EditList(
@@ -94,7 +94,7 @@ def select(footage: Footage, scenes: Scenes, beats: BeatAnalysis, scores: Mappin
         shots=shots,
         left_out=sorted([*footage.left_out, *scenes.left_out], key=lambda entry: entry.clip),
     )
-    return Selection(edit, [f"Length of the film: {why}", beats.explanation, *plan.notes])
+    return Selection(edit, [f"Length of the film: {why}", beats.explanation, *plan.notes, *what_gave_way(shots)])
 
 
 def _scores(root: DataRoot, footage: Footage, scenes: Scenes) -> dict[str, FrameScores]:

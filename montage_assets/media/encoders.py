@@ -101,8 +101,8 @@ ENCODERS: tuple[Encoder, ...] = (
         quality=_levels(
             preview=("-preset", "superfast", "-crf", "28"),
             standard=("-preset", "veryfast", "-crf", "21"),
-            high=("-preset", "medium", "-crf", "18"),
-            master=("-preset", "slow", "-crf", "14"),
+            high=("-preset", "medium", "-crf", "18", "-rc-lookahead", "20"),
+            master=("-preset", "slow", "-crf", "14", "-rc-lookahead", "20"),
         ),
         flags=(
             "-profile:v", "high", "-threads", "6",
@@ -137,7 +137,7 @@ ENCODERS: tuple[Encoder, ...] = (
             high=("-preset", "7", "-crf", "26"),
             master=("-preset", "5", "-crf", "20"),
         ),
-        flags=("-g", "{gop}", "-svtav1-params", "lp=4:scd=0:irefresh-type=2"),
+        flags=("-g", "{gop}", "-svtav1-params", "lp=2:scd=0:irefresh-type=2"),
     ),
 )  # fmt: skip
 

@@ -1,0 +1,243 @@
+"""Whole runs of the job on a real, ephemeral Dagster instance, judged by the film they make."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import dagster as dg
+import numpy as np
+import pytest
+
+from montage_assets.checks import CHECKS, WARNINGS_ONLY
+from montage_assets.definitions import build_definitions, defs
+from tests.assets.small_montage import failure_of, run_job, write_montage
+
+
+@pytest.fixture(scope="module")
+def footage_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_montage(tmp_path_factory.mktemp("footage") / "holiday")
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        yield ephemeral
+
+
+def put_in(data: Path, footage_folder: Path, name: str = "holiday") -> Path:
+    return Path(shutil.copytree(footage_folder, data / "input" / name))
+
+
+def edit_of(data: Path, name: str = "holiday") -> dict[str, object]:
+    return dict(json.loads((data / "output" / name / "montage.json").read_text()))
+
+
+def decoded(film: Path) -> tuple[list[float], list[bytes]]:
+    with av.open(str(film)) as container:
+        frames = list(container.decode(video=0))
+        return [float(frame.pts * frame.time_base) for frame in frames], [
+            frame.to_ndarray(format="gray").tobytes() for frame in frames
+        ]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_definitions_load_as_a_code_location() -> None:
+    dg.Definitions.validate_loadable(defs)
+
+
+def test_every_asset_says_what_it_is_and_whose() -> None:
+    for spec in defs.resolve_all_asset_specs():
+        assert spec.description, spec.key
+        assert spec.owners == ["team:montage"], spec.key
+        assert spec.group_name == "montage", spec.key
+        assert spec.kinds, spec.key
+
+
+def test_a_folder_becomes_a_film_that_keeps_to_its_edit_list(
+    data: Path, footage_folder: Path, instance: dg.DagsterInstance
+) -> None:
+    source = put_in(data, footage_folder)
+    before = snapshot(source)
+    result = run_job("holiday", instance)
+    assert result.success
+    edit = edit_of(data)
+    film = data / "output" / "holiday" / "montage.mp4"
+    times, pictures = decoded(film)
+    fps = Fraction(*edit["fps"])  # type: ignore[misc]
+    assert len(times) == edit["frames"] == 225
+    np.testing.assert_allclose(times, np.arange(225) / float(fps), atol=1e-4)
+    beats = edit["music"]["beats_s"]  # type: ignore[index]
+    for shot in edit["shots"][1:]:  # type: ignore[index]
+        assert min(abs(shot["first_frame"] / fps - beat) for beat in beats) <= 0.5 / fps
+    assert len(set(pictures)) > 0.8 * len(pictures)
+    assert snapshot(source) == before, "sources are never written to"
+    assert instance.has_dynamic_partition("montage", "holiday")
+    verdicts = {
+        evaluation.check_name: evaluation.passed
+        for evaluation in result.get_asset_check_evaluations()
+        if evaluation.check_name not in WARNINGS_ONLY
+    }
+    assert set(verdicts) == set(CHECKS) - WARNINGS_ONLY
+    assert all(verdicts.values()), verdicts
+
+
+def test_a_second_run_changes_nothing(data: Path, footage_folder: Path, instance: dg.DagsterInstance) -> None:
+    put_in(data, footage_folder)
+    assert run_job("holiday", instance).success
+    media = ("scores", "score_parts", "proxies", "segments", "beats", "checks")
+    before = {kind: snapshot(data / "work" / kind) for kind in media}
+    film = snapshot(data / "output")
+    assert run_job("holiday", instance).success
+    assert {kind: snapshot(data / "work" / kind) for kind in media} == before
+    assert snapshot(data / "output") == film
+
+
+def test_another_song_decodes_no_clip_again(data: Path, footage_folder: Path, instance: dg.DagsterInstance) -> None:
+    from tests.media.synth_footage import write_song
+
+    source = put_in(data, footage_folder)
+    assert run_job("holiday", instance).success
+    scores, film = snapshot(data / "work" / "scores"), snapshot(data / "output")
+    write_song(source / "song.wav", bpm=100, duration_s=13)
+    assert run_job("holiday", instance).success
+    assert snapshot(data / "work" / "scores") == scores
+    assert snapshot(data / "output") != film
+    assert edit_of(data)["music"]["tempo_bpm"] == pytest.approx(100, abs=0.5)  # type: ignore[index]
+
+
+def test_the_edit_does_not_depend_on_the_number_of_workers(
+    data: Path, footage_folder: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    films = []
+    for workers in ("1", "4"):
+        root = tmp_path / f"with {workers}"
+        (root / "input").mkdir(parents=True)
+        monkeypatch.setenv("MONTAGE_DATA", str(root))
+        monkeypatch.setenv("MONTAGE_WORKERS", workers)
+        put_in(root, footage_folder)
+        assert run_job("holiday", instance).success
+        films.append((edit_of(root), decoded(root / "output" / "holiday" / "montage.mp4")))
+    assert films[0] == films[1]
+
+
+def test_broken_clips_are_left_out_with_their_reason_and_the_rest_makes_the_film(
+    data: Path, footage_folder: Path, instance: dg.DagsterInstance
+) -> None:
+    source = put_in(data, footage_folder)
+    (source / "empty.mp4").touch()
+    (source / "zeros.mov").write_bytes(b"\0" * 5000)
+    (source / "photo.jpg").write_bytes(b"\xff\xd8\xff")
+    whole = (source / "closed.mp4").read_bytes()
+    (source / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (source / "-i evil.mp4").write_bytes(whole)
+    (source / "a'b \"c\" $(x).mp4").write_bytes((source / "open.mkv").read_bytes())
+    assert run_job("holiday", instance).success
+    edit = edit_of(data)
+    reasons = {entry["clip"]: entry["reason"] for entry in edit["left_out"]}  # type: ignore[attr-defined]
+    assert set(reasons) == {"empty.mp4", "zeros.mov", "photo.jpg", "cut.mp4"}
+    assert reasons["empty.mp4"] == "is empty (0 bytes)"
+    assert "still picture" in reasons["photo.jpg"]
+    used = {shot["clip"] for shot in edit["shots"]}  # type: ignore[attr-defined]
+    assert used.isdisjoint(reasons)
+    assert "a'b \"c\" $(x).mp4" in used
+
+
+def test_loose_files_form_the_montage_default(data: Path, footage_folder: Path, instance: dg.DagsterInstance) -> None:
+    for path in footage_folder.iterdir():
+        shutil.copy(path, data / "input" / path.name)
+    assert run_job("default", instance).success
+    assert (data / "output" / "default" / "montage.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no song", "there is no song in"),
+        ("two songs", "there are 2 songs in"),
+        ("no clip", "there is no video in"),
+        ("only broken clips", "none of the 1 files in"),
+        ("wrong key", "there is no key 'musik'; did you mean 'music'"),
+        ("wrong value", "pace: 'slow': must be 'calm', 'normal' or 'fast'"),
+        ("named song missing", "the song 'gone.mp3' that montage.yaml names is not in"),
+        ("broken song", "song.wav"),
+        ("start after the song", "The film cannot start 99 s into the song"),
+    ],
+)
+def test_a_wrong_input_stops_at_once_with_one_clear_line_and_nothing_half_written(
+    data: Path, footage_folder: Path, instance: dg.DagsterInstance, fault: str, message: str
+) -> None:
+    source = put_in(data, footage_folder)
+    clips = [path for path in source.iterdir() if path.suffix not in (".wav", ".yaml")]
+    if fault == "no song":
+        (source / "song.wav").unlink()
+    elif fault == "two songs":
+        shutil.copy(source / "song.wav", source / "other.wav")
+    elif fault in ("no clip", "only broken clips"):
+        for clip in clips:
+            clip.unlink()
+        if fault == "only broken clips":
+            (source / "empty.mp4").touch()
+    elif fault == "broken song":
+        (source / "song.wav").write_bytes(b"RIFF" + b"\0" * 1000)
+    else:
+        spec = {
+            "wrong key": "musik: song.wav",
+            "wrong value": "pace: slow",
+            "named song missing": "music: gone.mp3",
+            "start after the song": "music_start: 99",
+        }
+        (source / "montage.yaml").write_text(spec[fault])
+    result = run_job("holiday", instance)
+    assert not result.success
+    assert message in failure_of(result)
+    assert "\n" not in failure_of(result)
+    assert not (data / "output").exists() or not list((data / "output").rglob("*.mp4"))
+    assert not list(data.rglob("*.partial*"))
+
+
+def test_a_montage_without_folder_is_told_which_there_are(
+    data: Path, footage_folder: Path, instance: dg.DagsterInstance
+) -> None:
+    put_in(data, footage_folder, "holiday")
+    put_in(data, footage_folder, "wedding")
+    result = run_job("hoilday", instance)
+    assert "there is no montage 'hoilday'" in failure_of(result)
+    assert "the montages there are: holiday, wedding" in failure_of(result)
+
+
+def test_a_whole_run_works_on_s3(
+    footage_folder: Path,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    from montage_assets.data_root import DataRoot
+
+    server = request.getfixturevalue("s3_server")
+    server.use(monkeypatch)
+    url = server.new_root()
+    monkeypatch.setenv("MONTAGE_DATA", url)
+    monkeypatch.setenv("MONTAGE_CACHE", str(tmp_path / "cache"))
+    root = DataRoot(url, cache=tmp_path / "upload")
+    for path in footage_folder.iterdir():
+        root.write_bytes(f"input/holiday/{path.name}", path.read_bytes())
+    assert run_job("holiday", instance).success
+    film = root.local_file("output/holiday/montage.mp4")
+    assert len(decoded(film)[0]) == json.loads(root.read_bytes("output/holiday/montage.json"))["frames"] == 225
+
+
+def test_definitions_can_be_overridden_for_tests() -> None:
+    assert not build_definitions(sensors=[]).sensors
