@@ -17,8 +17,9 @@ keyframe which is shown before the wanted frame's time only by decoding time (MP
 streams, which have no index, any packet at all; the wanted frame is then skipped or damaged.
 
 Memory. Every source of a command is open at once, whether its turn has come or not: measured 13 frames of
-the source's size each (160 MB for 8-bit 4K). `plan_segments` bounds them; the rest, 0.5 GB for a 4K film
-with six x264 threads, does not depend on the sources or their length.
+the source's size each (160 MB for 8-bit 4K). `plan_segments` bounds them, to four 4K sources. The rest is the
+encoder's and depends on the film's size alone. Measured peaks for a 4K film from four 4K sources: x264 high
+1.8 GB, x265 high 1.9 GB, SVT-AV1 1.9 GB; for a 1080p film 0.8 GB. Nothing grows with a source's length.
 """
 
 from __future__ import annotations
