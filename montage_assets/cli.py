@@ -42,10 +42,13 @@ def main() -> NoReturn:
         sys.exit(WRONG_INPUT)
     except BrokenPipeError:
         sys.exit(FAILED)
-    except OSError as error:
-        from montage_assets.failures import describe_system_fault
+    except Exception as error:
+        from montage_assets.failures import describe_cause
 
-        _complain(describe_system_fault(error) or str(error))
+        fault = describe_cause(error)
+        if fault is None:  # a fault of the program's own must show where it is
+            raise
+        _complain(fault)
         sys.exit(FAILED)
 
 

@@ -38,6 +38,18 @@ def plain_failures() -> Iterator[None]:
         raise dg.Failure(fault, allow_retries=False) from None
 
 
+def describe_cause(error: BaseException) -> str | None:
+    """One line for an error that a fault of disk or rights is behind, however deep; None for any other."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and (fault := describe_system_fault(cause)):
+            return fault
+        if "database or disk is full" in str(cause):  # SQLite keeps the error number to itself
+            return "the disk is full; free some space and run again: finished work is kept"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def describe_system_fault(error: OSError) -> str | None:
     """One line for a fault of disk or rights that the user can mend; None for any other."""
     fault = _SYSTEM_FAULTS.get(error.errno or 0)

@@ -23,6 +23,7 @@ from montage_assets.cluster.executors import execution_config, processes_for
 from montage_assets.data_root import DataRoot
 from montage_assets.io import read_record
 from montage_assets.jobs import JOB_NAME
+from montage_assets.media.errors import MediaError
 from montage_assets.media.fingerprint import result_key
 from montage_assets.run_view import RunDisplay, RunEntry, RunView
 from montage_assets.settings import Settings
@@ -67,8 +68,13 @@ def use_default_dagster_home(settings: Settings) -> None:
         return
     root = settings.data_root()
     home = Path(root.where("dagster")) if root.is_local else Path.home() / ".montage" / "dagster"
-    home.mkdir(parents=True, exist_ok=True)
     config = home / "dagster.yaml"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MediaError(
+            f"{home} cannot be made ({error.strerror}); set MONTAGE_DATA to a place for the data"
+        ) from error
     if not config.exists():
         config.write_text("telemetry:\n  enabled: false\n")
     os.environ["DAGSTER_HOME"] = str(home)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-KEY, SECRET = "test-key", "test-secret"  # noqa: S105 -- of a server that lives as long as the test
+KEY, SECRET = "test-key", "test-secret"
 
 
 class S3Server:
@@ -112,5 +112,3 @@ def _free_port() -> int:
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
-
-

@@ -72,8 +72,6 @@ def test_a_folder_without_clip_or_song_waits_for_it() -> None:
 
 def test_folders_do_not_wait_for_each_other() -> None:
     settled, growing = [CLIP, SONG], [StoredFile("clip.mp4", 1, "v1"), SONG]
-    decision = ticks(
-        {"a": settled, "b": growing}, {"a": settled, "b": [StoredFile("clip.mp4", 2, "v2"), SONG]}
-    )
+    decision = ticks({"a": settled, "b": growing}, {"a": settled, "b": [StoredFile("clip.mp4", 2, "v2"), SONG]})
     assert [arrival.montage for arrival in decision.arrivals] == ["a"]
     assert decision.waiting == ["b: still changing"]

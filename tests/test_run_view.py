@@ -45,7 +45,7 @@ def test_an_asset_is_done_when_its_last_step_is() -> None:
 def test_a_bar_stands_where_the_frames_are() -> None:
     view, _ = told(
         RunEntry("STEP_START", "rendered_segments.encode_segment[segment_1]", "", 0.0),
-        RunEntry("LOG", "rendered_segments.encode_segment[segment_1]", "segment 1 of 2: 50 of 100 frames, 9 fps, 1 s", 1.0),
+        RunEntry("LOG", "rendered_segments.encode_segment[segment_1]", "segment 1: 50 of 100 frames, 9 fps, 1 s", 1.0),
     )
     assert view.assets["rendered_segments"].share == 0.5
 

@@ -76,9 +76,7 @@ def test_a_yaml_file_cannot_run_code() -> None:
 
 def test_overrides_win_over_the_file() -> None:
     spec = parse_spec("pace: calm\nseed: 3", "montage.yaml")
-    changed = with_overrides(
-        spec, dict([parse_override("pace=fast"), parse_override("duration=1:10")]), "--set"
-    )
+    changed = with_overrides(spec, dict([parse_override("pace=fast"), parse_override("duration=1:10")]), "--set")
     assert (changed.pace, changed.seed, changed.duration) == ("fast", 3, 70.0)
 
 

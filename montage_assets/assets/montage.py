@@ -27,7 +27,6 @@ from montage_assets.media.soundtrack import FilmSound
 from montage_assets.metadata import picture
 from montage_assets.partitions import montage_partitions
 
-
 STEP = "make_montage"
 """The name of the step that makes this asset."""
 

@@ -63,9 +63,7 @@ def load_mono(path: str | os.PathLike[str], rate: int) -> Samples:
 def _refuse_what_is_no_file(path: str | os.PathLike[str]) -> None:
     file = Path(path)
     if not file.is_file():
-        raise MediaError(
-            f"{file.name} is no file; check that the song is where the montage expects it: {file}"
-        )
+        raise MediaError(f"{file.name} is no file; check that the song is where the montage expects it: {file}")
     if file.stat().st_size == 0:
         raise MediaError(f"{file.name} is empty; copy the song again")
 
@@ -76,6 +74,5 @@ def _why_unusable(name: str, samples: int, rate: int, failure: FfmpegFailed | No
     if failure is not None and samples == 0:
         return f"{name} is not an audio or video file that can be read; convert it or choose another song"
     return (
-        f"{name} gives only {samples / rate:.1f} s of sound, at least {SHORTEST_S:g} s are needed; "
-        "choose another song"
+        f"{name} gives only {samples / rate:.1f} s of sound, at least {SHORTEST_S:g} s are needed; choose another song"
     )

@@ -175,18 +175,14 @@ class _PulseSpectrum:
         value = self._spectrum[:, below] * (softened * (1.0 - part))
         value += self._spectrum[:, below + 1] * (softened * part)
         turn = 2.0 * np.pi * np.outer(np.arange(1, _HARMONICS + 1), np.arange(_PHASES)) / _PHASES
-        waves = np.concatenate([np.cos(turn), -np.sin(turn)]).astype(np.float32) * np.float32(
-            2.0 / self._count
-        )
+        waves = np.concatenate([np.cos(turn), -np.sin(turn)]).astype(np.float32) * np.float32(2.0 / self._count)
         profiles: Curve = np.concatenate([value.real, value.imag], axis=2) @ waves
         return profiles
 
     def best(self, bpm: Floats) -> Floats:
         """Evidence (b, tempos) of the best phase at every tempo."""
         at_once = max(1, _TEMPOS_AT_ONCE // len(self._spectrum))
-        parts = [
-            self.profiles(bpm[first : first + at_once]).max(axis=2) for first in range(0, len(bpm), at_once)
-        ]
+        parts = [self.profiles(bpm[first : first + at_once]).max(axis=2) for first in range(0, len(bpm), at_once)]
         evidence: Floats = np.concatenate(parts, axis=1) * np.sqrt(self.length_s * bpm / 60.0)
         return evidence
 

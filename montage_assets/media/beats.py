@@ -142,9 +142,7 @@ def _local_of_beats(local: LocalBeats, signals: SongSignals, end_s: float) -> Lo
     beats_s = _to_both_ends(np.concatenate(on_beat), end_s)
     if not _is_double_time(signals, beats_s, float(np.median(local.path_bpm))):
         return replace(local, beats_s=beats_s)
-    return replace(
-        local, beats_s=beats_s[stronger_half(signals, beats_s) :: 2], path_bpm=local.path_bpm / 2.0
-    )
+    return replace(local, beats_s=beats_s[stronger_half(signals, beats_s) :: 2], path_bpm=local.path_bpm / 2.0)
 
 
 def _on_grid(fit: GridFit, end_s: float) -> TrackedBeats:
@@ -172,8 +170,7 @@ def _on_local_beats(local: LocalBeats, fit: GridFit) -> TrackedBeats:
         downbeats_s=None,
         tempo_bpm=float(np.median(local.path_bpm)),
         tempo_curve=[
-            TempoPoint(float(time), float(bpm))
-            for time, bpm in zip(local.path_times_s, local.path_bpm, strict=True)
+            TempoPoint(float(time), float(bpm)) for time, bpm in zip(local.path_times_s, local.path_bpm, strict=True)
         ],
         source="local",
         confidence=local.rhythmic_share * (1.0 - float(np.exp(-local.evidence / 5.0))),

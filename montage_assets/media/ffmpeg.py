@@ -33,6 +33,7 @@ MAX_SIDE = 16384
 MAX_PIXELS = MAX_SIDE * MAX_SIDE
 
 _ERROR_LINES_KEPT = 200
+_DISK_FULL = "No space left on device"
 
 
 @functools.cache
@@ -44,9 +45,8 @@ def ffmpeg_program() -> str:
     named = os.environ.get("MONTAGE_FFMPEG")
     if named:
         if not Path(named).is_file() or not os.access(named, os.X_OK):
-            raise MediaError(
-                f"MONTAGE_FFMPEG is {named!r}, which is no program; unset it to use the built-in ffmpeg"
-            )
+            raise MediaError(f"MONTAGE_FFMPEG is {named!r}, which is no program; unset it to use the built-in ffmpeg")
+        _version_of(named)
         return named
     import imageio_ffmpeg
 
@@ -56,16 +56,16 @@ def ffmpeg_program() -> str:
 @functools.cache
 def ffmpeg_version() -> str:
     """The build's own name, e.g. `n9.0.2-17-g2a571b6068-20260930`. Part of every cache key."""
-    result = subprocess.run(
-        [ffmpeg_program(), "-hide_banner", "-version"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    return _version_of(ffmpeg_program())
+
+
+def _version_of(program: str) -> str:
+    command = [program, "-hide_banner", "-version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     found = re.match(r"ffmpeg version (\S+)", result.stdout)
     if result.returncode != 0 or found is None:
-        raise MediaError(f"{ffmpeg_program()} does not run as ffmpeg: {result.stderr.strip()[:200]}")
+        said = result.stderr.strip().splitlines()
+        raise MediaError(f"{program} does not run as ffmpeg{f' ({said[-1][:200]})' if said else ''}; name another one")
     return found.group(1)
 
 
@@ -109,9 +109,7 @@ def run_ffmpeg(
     if on_progress is not None:
         command += ["-progress", "pipe:1", "-stats_period", "1"]
     command += list(args)
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         log = _LogTail(process.stderr)
@@ -213,6 +211,8 @@ def _number(text: str) -> float:
 def _failure(what: str, code: int, log: str, timeout_s: float | None) -> str:
     if timeout_s is not None:
         return f"{what} took longer than {timeout_s:g} s and was stopped"
+    if _DISK_FULL in log:
+        return f"{what} failed: the disk is full; free some space and run again: finished work is kept"
     last = [line for line in log.splitlines() if line.strip()]
     reason = last[-1].strip() if last else f"ffmpeg ended with code {code}"
     return f"{what} failed: {reason}"

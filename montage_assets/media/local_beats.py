@@ -129,16 +129,12 @@ def _beat_chain(onset: Floats, period: Floats) -> Floats:
     score = np.zeros(count + longest)  # the first `longest` entries are the time before the song
     came_from = np.full(count, -1, np.int64)
     for frame in range(count):
-        before = (
-            score[frame : frame + len(distances)] - _PERIOD_COST * (log_distance - log_period[frame]) ** 2
-        )
+        before = score[frame : frame + len(distances)] - _PERIOD_COST * (log_distance - log_period[frame]) ** 2
         best = int(before.argmax())
         score[frame + longest] = onset[frame] + before[best]
         came_from[frame] = frame - distances[best]
     last = count - 1 - int(period[-1])
-    frame = (
-        last + 1 + int(score[longest + last + 1 :].argmax()) if last > 0 else int(score[longest:].argmax())
-    )
+    frame = last + 1 + int(score[longest + last + 1 :].argmax()) if last > 0 else int(score[longest:].argmax())
     chain = []
     while frame >= 0:
         chain.append(frame)

@@ -68,9 +68,7 @@ def proxy_clip(clip: Clip) -> Clip:
     """The clip as its proxy shows it: same frames and times, other pixels."""
     width, height = proxy_size(clip)
     upright = clip.sample_aspect if clip.rotation % 180 == 0 else 1 / clip.sample_aspect
-    source_width, source_height = (
-        (clip.width, clip.height) if clip.rotation % 180 == 0 else (clip.height, clip.width)
-    )
+    source_width, source_height = (clip.width, clip.height) if clip.rotation % 180 == 0 else (clip.height, clip.width)
     return replace(
         clip,
         container="mov",
@@ -137,9 +135,7 @@ def join_proxy(parts: Sequence[Path], clip: Clip, out: Path) -> int:
                         continue
                     time = packet.pts * Fraction(packet.time_base)
                     if last is not None and time <= last:
-                        raise MediaError(
-                            f"the parts of the proxy of {clip.name} overlap at {float(time):.3f} s"
-                        )
+                        raise MediaError(f"the parts of the proxy of {clip.name} overlap at {float(time):.3f} s")
                     last = time
                     packet.stream = stream
                     target.mux(packet)

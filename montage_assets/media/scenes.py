@@ -75,10 +75,7 @@ def frame_positions(clip: Clip, pts: NDArray[np.int64]) -> list[FrameTimecode]:
     from scenedetect.common import FrameTimecode, Timecode
 
     first = int(pts[0])
-    return [
-        FrameTimecode(Timecode(pts=int(value) - first, time_base=clip.time_base), fps=clip.fps)
-        for value in pts
-    ]
+    return [FrameTimecode(Timecode(pts=int(value) - first, time_base=clip.time_base), fps=clip.fps) for value in pts]
 
 
 def _frame_at(cut: FrameTimecode, clip: Clip, pts: NDArray[np.int64]) -> int:

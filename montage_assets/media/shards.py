@@ -53,9 +53,7 @@ def decode_cost(clip: Clip) -> float:
     return float(clip.width) * clip.height * max(clip.frames_estimate, 1)
 
 
-def ranges_per_clip(
-    clips: Sequence[Clip], workers: int, shortest_s: float = SHORTEST_RANGE_S
-) -> dict[str, int]:
+def ranges_per_clip(clips: Sequence[Clip], workers: int, shortest_s: float = SHORTEST_RANGE_S) -> dict[str, int]:
     """How many ranges each clip is cut into so that `workers` workers finish together.
 
     The montage's TOTAL footage is balanced, not each clip: with many clips and few workers nobody cuts
@@ -106,9 +104,7 @@ def _share_of(clip: Clip, after: int | None, until: int | None, ticks: int) -> f
     return max(0.0, (end - start) / max(ticks, 1))
 
 
-def assign_balanced(
-    costs: Sequence[float], workers: int, speeds: Sequence[float] | None = None
-) -> list[list[int]]:
+def assign_balanced(costs: Sequence[float], workers: int, speeds: Sequence[float] | None = None) -> list[list[int]]:
     """Longest-first assignment of items to workers; a worker of speed 2 gets twice the cost.
 
     Returns one list of item indexes per worker. Deterministic: ties go to the first worker and item.

@@ -163,9 +163,7 @@ def _bar_marks(signals: SongSignals, beats_s: Floats) -> Floats:
 
 def _phase_scores(marks: Floats, meter: int) -> Floats:
     """Mean mark of the beats of every phase, in its standard error."""
-    return np.array(
-        [marks[phase::meter].mean() * np.sqrt(len(marks[phase::meter])) for phase in range(meter)]
-    )
+    return np.array([marks[phase::meter].mean() * np.sqrt(len(marks[phase::meter])) for phase in range(meter)])
 
 
 def _backbeat_scores(signals: SongSignals, beats_s: Floats) -> Floats:

@@ -121,9 +121,7 @@ def speech(seconds: float, seed: int) -> Sound:
             t = np.arange(round(length * RATE)) / RATE
             shape = np.sin(np.pi * t / length)
             pitch = random.uniform(90.0, 180.0)
-            voice = sum(
-                np.sin(2 * np.pi * pitch * k * t) / k * random.uniform(0.2, 1.0) for k in range(1, 20)
-            )
+            voice = sum(np.sin(2 * np.pi * pitch * k * t) / k * random.uniform(0.2, 1.0) for k in range(1, 20))
             hiss = 0.3 * random.standard_normal(len(t))
             add(sound, time, 0.2 * shape * (hiss if random.random() < 0.4 else voice))
             time += length * random.uniform(0.8, 1.3)

@@ -68,9 +68,7 @@ def test_the_measure_of_these_tests_punishes_missing_added_and_late_beats() -> N
 
 
 @pytest.mark.parametrize("bpm", [85.0, 127.3, 174.0])
-def test_a_song_of_one_tempo_gets_it_to_a_hundredth_and_every_beat_and_bar(
-    tmp_path: Path, bpm: float
-) -> None:
+def test_a_song_of_one_tempo_gets_it_to_a_hundredth_and_every_beat_and_bar(tmp_path: Path, bpm: float) -> None:
     beats = even_beats(bpm, 30)
     song = analyse(tmp_path, with_chords(beats, 30))
     assert song.source == "grid"
@@ -107,9 +105,7 @@ def test_cymbals_louder_than_the_drums_do_not_draw_the_beats_to_the_off_beat(
     tmp_path: Path, off_beat: float, level: float
 ) -> None:
     beats = even_beats(120, 30)
-    song = analyse(
-        tmp_path, drums(beats, 30, off_beat=off_beat, off_beat_level=level) + chords(beats[::4], 30)
-    )
+    song = analyse(tmp_path, drums(beats, 30, off_beat=off_beat, off_beat_level=level) + chords(beats[::4], 30))
     assert f_measure(song.beats_s, beats) == 1.0
 
 
@@ -257,9 +253,7 @@ def test_the_curves_do_not_depend_on_how_the_samples_arrive() -> None:
 def test_ten_minutes_of_song_need_a_fraction_of_their_samples_memory() -> None:
     minute = np.random.default_rng(6).standard_normal(60 * RATE).astype(np.float32)
     tracemalloc.start()
-    song_signals(
-        minute[first : first + 5 * RATE] for _ in range(10) for first in range(0, len(minute), 5 * RATE)
-    )
+    song_signals(minute[first : first + 5 * RATE] for _ in range(10) for first in range(0, len(minute), 5 * RATE))
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 0.6 * 10 * minute.nbytes
@@ -292,9 +286,7 @@ def test_another_tracker_can_take_the_place_of_the_built_in_one(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["-y.wav", 'it\'s "50%" of file:x.wav', "söng ♫.wav"])
-def test_awkward_file_names_are_only_names(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_awkward_file_names_are_only_names(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_wav(tmp_path / name, drums(even_beats(120, 4), 4))
     monkeypatch.chdir(tmp_path)
     assert analyze_song(name).duration_s == pytest.approx(4.0, abs=0.01)

@@ -84,9 +84,7 @@ def test_any_number_of_shards_gives_the_scores_of_one(clip_file: tuple[Path, Cli
     for shards in (2, 3, 7, 16):
         parts = scores_in(path, clip, shards)
         for field in fields(FrameScores):
-            np.testing.assert_array_equal(
-                getattr(parts, field.name), getattr(whole, field.name), err_msg=field.name
-            )
+            np.testing.assert_array_equal(getattr(parts, field.name), getattr(whole, field.name), err_msg=field.name)
 
 
 def test_recorded_scores_give_the_cuts_of_the_stock_detectors(clip_file: tuple[Path, Clip]) -> None:

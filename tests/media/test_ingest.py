@@ -106,9 +106,7 @@ def test_the_thumbnail_is_a_picture_of_the_clip(tmp_path: Path) -> None:
     assert picture.size == (320, 180)
 
 
-@pytest.mark.parametrize(
-    "name", ["-i evil.mp4", 'a\'b "c" $(x).mp4', "100%d.mp4", "concat:a|b.mp4", "ünï.mp4"]
-)
+@pytest.mark.parametrize("name", ["-i evil.mp4", 'a\'b "c" $(x).mp4', "100%d.mp4", "concat:a|b.mp4", "ünï.mp4"])
 def test_a_file_name_is_only_a_name(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     plain = tmp_path / "plain.mp4"

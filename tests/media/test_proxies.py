@@ -25,9 +25,7 @@ def made_proxy(path: Path, clip: Clip, shards: int, folder: Path) -> tuple[Path,
     with keyframe_finder(path, clip) as keyframe_before:
         ranges = cut_into_ranges(clip, shards, keyframe_before)
     parts = [folder / f"part{part.index}.nut" for part in ranges]
-    scores = merge_scores(
-        [make_proxy_part(path, clip, part, out) for part, out in zip(ranges, parts, strict=True)]
-    )
+    scores = merge_scores([make_proxy_part(path, clip, part, out) for part, out in zip(ranges, parts, strict=True)])
     out = folder / "proxy.mp4"
     join_proxy(parts, clip, out)
     return out, scores
