@@ -32,8 +32,6 @@ CHECKS = {
     "no_black_shot": "No shot is black.",
     "no_duplicate_shot": "No shot shows the same pictures as another.",
 }
-WARNINGS_ONLY = {"no_duplicate_shot", "loudness"}
-"""Little footage must repeat shots, and a quiet song cannot be made loud without harm: neither film is wrong."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Verdict:
             name,
             asset=MONTAGE,
             description=text,
-            blocking=name not in WARNINGS_ONLY,
+            blocking=name not in film_check.ADVISORY,
         )
         for name, text in CHECKS.items()
     ],
@@ -77,7 +75,7 @@ def verdict_on(root: DataRoot, film: Film) -> Verdict:
 
 
 def _as_asset_check(result: CheckResult) -> dg.AssetCheckResult:
-    severity = dg.AssetCheckSeverity.WARN if result.name in WARNINGS_ONLY else dg.AssetCheckSeverity.ERROR
+    severity = dg.AssetCheckSeverity.WARN if result.name in film_check.ADVISORY else dg.AssetCheckSeverity.ERROR
     return dg.AssetCheckResult(
         asset_key=MONTAGE,
         check_name=result.name,

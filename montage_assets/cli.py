@@ -156,17 +156,18 @@ def beats(audio: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(film: Path, as_json: bool) -> int:
     """Check FILM against the edit list beside it."""
-    from montage_assets.media.film_check import check_film_file
+    from montage_assets.media.film_check import ADVISORY, check_film_file
 
     _require(film.is_file(), f"there is no film {film}; check its spelling")
     results = check_film_file(film)
-    passed = all(result.passed for result in results)
+    passed = all(result.passed or result.name in ADVISORY for result in results)
     if as_json:
         rows = [{"name": r.name, "passed": r.passed, "detail": r.detail, "values": r.values} for r in results]
         click.echo(json.dumps({"film": str(film), "passed": passed, "checks": rows}, indent=1))
     else:
         for result in results:
-            click.echo(f"{'ok  ' if result.passed else 'FAIL'} {result.name}: {result.detail}")
+            verdict = "ok  " if result.passed else "warn" if result.name in ADVISORY else "FAIL"
+            click.echo(f"{verdict} {result.name}: {result.detail}")
     return DONE if passed else FAILED
 
 

@@ -40,6 +40,10 @@ LOUDNESS_TOLERANCE_LU = 1.0
 ALGORITHM = 1
 """Part of every verdict's key; raised whenever a check changes."""
 
+ADVISORY = frozenset({"loudness", "no_duplicate_shot"})
+"""Checks whose failure leaves a right film: little footage must repeat shots, and a song of few loud hits cannot
+be made louder without harm."""
+
 PEAK_TOLERANCE_DB = 0.2
 
 CLEAR_CHANGE = 8.0

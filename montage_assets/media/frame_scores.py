@@ -9,6 +9,7 @@ frame i-1 are computed by the shard that owns frame i, which decodes frame i-1 f
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -40,8 +41,8 @@ SIGNATURE_EVERY_S = 0.5
 THUMBNAIL_EVERY_S = 1.0
 THUMBNAIL_LONG_SIDE = 160
 _SIGNATURE_SIDE = 6
-_BLACK = 16
-_WHITE = 244
+_BLACK_BINS = 16 * HISTOGRAM_BINS // 256
+_WHITE_BINS = 244 * HISTOGRAM_BINS // 256
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,11 @@ def score_frames(
 ) -> FrameScores:
     """Score decoded analysis frames of one range; as `score_range`, for a caller that decodes itself."""
     recorder = _Recorder(clip, part)
-    for pts, frame in frames:
-        recorder.add(pts, frame)
-        if on_frames is not None and recorder.frames % 100 == 0:
-            on_frames(recorder.frames)
+    with _opencv_in_one_thread():
+        for pts, frame in frames:
+            recorder.add(pts, frame)
+            if on_frames is not None and recorder.frames % 100 == 0:
+                on_frames(recorder.frames)
     if recorder.frames == 0 and part.count == 1:
         raise UnusableClip("holds no frame that can be decoded; the file is damaged")
     if on_frames is not None:
@@ -234,10 +236,25 @@ def analysis_output_args(clip: Clip) -> list[str]:
     """ffmpeg arguments that write the analysis frames to `pipe:1`, none dropped, none doubled."""
     width, height = analysis_size(clip)
     return [
+        # One filter thread: the result is small, and sharing it out costs more than scaling it.
+        "-filter_threads", "1",
         "-map", "0:V:0", "-vf", f"scale={width}:{height}:flags={SCALE_FLAGS},format=bgr24",
         "-fps_mode", "passthrough", "-enc_time_base", "demux",
         "-c:v", "rawvideo", "-f", "nut", "-write_index", "0", "pipe:1",
     ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def _opencv_in_one_thread() -> Iterator[None]:
+    """Frames this small are done before a second thread wakes up; it would only cost."""
+    import cv2
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 class _Recorder:
@@ -248,7 +265,9 @@ class _Recorder:
         self._first_pts = clip.first_pts
         self._tick_s = float(clip.time_base)
         self._pixels = 0
-        self._rows: list[tuple[Any, ...]] = []
+        self._pts: list[int] = []
+        self._measures: list[tuple[float, ...]] = []
+        self._coarse: list[bytes] = []
         self._signature_pts: list[int] = []
         self._signatures: list[NDArray[np.float32]] = []
         self._thumbnail_pts: list[int] = []
@@ -259,7 +278,7 @@ class _Recorder:
 
     @property
     def frames(self) -> int:
-        return len(self._rows)
+        return len(self._pts)
 
     def add(self, pts: int, frame: NDArray[np.uint8]) -> None:
         import cv2
@@ -280,21 +299,20 @@ class _Recorder:
             deltas = cv2.sumElems(cv2.absdiff(hsv, last[1]))[:3]
             correlation = cv2.compareHist(last[2], normalised, cv2.HISTCMP_CORREL)
         mean, deviation = cv2.meanStdDev(luma)
-        _, edge_deviation = cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))
+        edges = cv2.Laplacian(luma, cv2.CV_16S)
         counts = histogram.ravel()
-        step = 256 // HISTOGRAM_BINS
-        clipped = counts[: _BLACK // step].sum() + counts[_WHITE // step :].sum()
-        self._rows.append(
+        self._pts.append(pts)
+        self._coarse.append(_coarse_picture(luma))
+        self._measures.append(
             (
-                pts,
                 *deltas,
-                _perceptual_hash(luma),
                 correlation,
                 sum(cv2.sumElems(frame)[:3]),
-                np.log10(1.0 + float(edge_deviation[0, 0]) ** 2),
+                cv2.sumElems(edges)[0],
+                cv2.norm(edges, cv2.NORM_L2SQR),
                 mean[0, 0],
                 deviation[0, 0],
-                clipped / self._pixels,
+                counts[:_BLACK_BINS].sum() + counts[_WHITE_BINS:].sum(),
             )
         )
         before = None if last is None else last[0]
@@ -313,22 +331,25 @@ class _Recorder:
         return int((pts - self._first_pts) * self._tick_s / every_s + 1e-6)
 
     def scores(self) -> FrameScores:
-        columns = list(zip(*self._rows, strict=True)) or [()] * 11
+        measures = np.array(self._measures, np.float64).reshape(-1, 10).T
+        hue, sat, val, correlation, brightness_sum, edge_sum, edge_energy, mean, deviation, clipped = measures
+        pixels = max(self._pixels, 1)
+        edge_variance = (edge_energy - edge_sum**2 / pixels) / pixels
         last_check = 0 if self._last_frame is None else zlib.crc32(self._last_frame.data)
         dimensions = 3 * _SIGNATURE_SIDE * _SIGNATURE_SIDE + 48
         return FrameScores(
             pixels=self._pixels,
-            pts=np.array(columns[0], np.int64),
-            delta_hue=np.array(columns[1], np.int32),
-            delta_sat=np.array(columns[2], np.int32),
-            delta_val=np.array(columns[3], np.int32),
-            perceptual_hash=np.array(columns[4], np.uint64),
-            histogram_correlation=np.array(columns[5], np.float64),
-            brightness_sum=np.array(columns[6], np.int64),
-            sharpness=np.array(columns[7], np.float32),
-            brightness=np.array(columns[8], np.float32),
-            contrast=np.array(columns[9], np.float32),
-            clipped=np.array(columns[10], np.float32),
+            pts=np.array(self._pts, np.int64),
+            delta_hue=hue.astype(np.int32),
+            delta_sat=sat.astype(np.int32),
+            delta_val=val.astype(np.int32),
+            perceptual_hash=_perceptual_hashes(self._coarse),
+            histogram_correlation=correlation.copy(),
+            brightness_sum=brightness_sum.astype(np.int64),
+            sharpness=np.log10(1.0 + edge_variance).astype(np.float32),
+            brightness=mean.astype(np.float32),
+            contrast=deviation.astype(np.float32),
+            clipped=(clipped / pixels).astype(np.float32),
             signature_pts=np.array(self._signature_pts, np.int64),
             signatures=np.array(self._signatures, np.float32).reshape(-1, dimensions),
             thumbnail_pts=np.array(self._thumbnail_pts, np.int64),
@@ -350,17 +371,22 @@ def _thumbnail(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(jpeg, np.uint8).ravel()
 
 
-def _perceptual_hash(luma: NDArray[np.uint8]) -> int:
-    """The 64 bits of PySceneDetect's HashDetector.hash_frame (size 8, lowpass 2), packed."""
+def _coarse_picture(luma: NDArray[np.uint8]) -> bytes:
+    """The low frequencies of a picture, (8, 8) float32, as PySceneDetect's HashDetector.hash_frame takes them."""
     import cv2
 
     side = HASH_SIZE * HASH_LOWPASS
     small = cv2.resize(luma, (side, side), interpolation=cv2.INTER_AREA)
     brightest = int(small.max()) or 1
-    low = cv2.dct(np.float32(small) / brightest)[:HASH_SIZE, :HASH_SIZE]
-    ordered = np.sort(low, axis=None)
-    median = (ordered[31] + ordered[32]) * np.float32(0.5)
-    return int.from_bytes(np.packbits(low > median).tobytes(), "big")
+    return cv2.dct(np.float32(small) / brightest)[:HASH_SIZE, :HASH_SIZE].tobytes()
+
+
+def _perceptual_hashes(coarse: Sequence[bytes]) -> NDArray[np.uint64]:
+    """The 64 bits of HashDetector.hash_frame (size 8, lowpass 2) of each picture, packed, first bit highest."""
+    low = np.frombuffer(b"".join(coarse), np.float32).reshape(-1, HASH_SIZE * HASH_SIZE)
+    ordered = np.sort(low, axis=1)
+    median = (ordered[:, 31:32] + ordered[:, 32:33]) * np.float32(0.5)
+    return np.packbits(low > median, axis=1).view(">u8").ravel().astype(np.uint64)
 
 
 def _signature(frame: NDArray[np.uint8], hsv: NDArray[np.uint8]) -> NDArray[np.float32]:

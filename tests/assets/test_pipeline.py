@@ -13,8 +13,9 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from montage_assets.checks import CHECKS, WARNINGS_ONLY
+from montage_assets.checks import CHECKS
 from montage_assets.definitions import build_definitions, defs
+from montage_assets.media.film_check import ADVISORY
 from tests.assets.small_montage import failure_of, run_job, write_montage
 
 
@@ -87,9 +88,9 @@ def test_a_folder_becomes_a_film_that_keeps_to_its_edit_list(
     verdicts = {
         evaluation.check_name: evaluation.passed
         for evaluation in result.get_asset_check_evaluations()
-        if evaluation.check_name not in WARNINGS_ONLY
+        if evaluation.check_name not in ADVISORY
     }
-    assert set(verdicts) == set(CHECKS) - WARNINGS_ONLY
+    assert set(verdicts) == set(CHECKS) - ADVISORY
     assert all(verdicts.values()), verdicts
 
 

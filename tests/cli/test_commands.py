@@ -1,0 +1,224 @@
+"""The command line as a user meets it: its output, its exit codes, one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from montage_assets.media.ffmpeg import ffmpeg_program
+from tests.assets.small_montage import write_montage
+from tests.media.synth_footage import write_clip, write_song
+
+COMMAND = [sys.executable, "-m", "montage_assets.cli"]
+
+
+def montage(
+    *args: object, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, args)], capture_output=True, text=True, env={**os.environ, **(env or {})}, cwd=cwd
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_montage(tmp_path_factory.mktemp("raw") / "holiday")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> dict[str, str]:
+    return {"MONTAGE_DATA": str(tmp_path / "data"), "DAGSTER_HOME": ""}
+
+
+def counting_ffmpeg(folder: Path) -> tuple[Path, Path]:
+    """An ffmpeg that notes every start, and the file it notes them in."""
+    program, notes = folder / "counting-ffmpeg", folder / "ffmpeg-starts"
+    program.write_text(f'#!/bin/sh\necho "$*" >> "{notes}"\nexec "{ffmpeg_program()}" "$@"\n')
+    program.chmod(0o755)
+    return program, notes
+
+
+def media_work(notes: Path) -> list[str]:
+    lines = notes.read_text().splitlines() if notes.exists() else []
+    notes.unlink(missing_ok=True)
+    return [line for line in lines if "-version" not in line]
+
+
+def test_make_gives_the_film_its_edit_list_and_the_figures(folder: Path, home: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "film.mp4"
+    done = montage("make", folder, "-o", out, env=home)
+    assert done.returncode == 0, done.stderr
+    assert out.stat().st_size > 10_000
+    edit = json.loads(out.with_suffix(".json").read_text())
+    assert edit["frames"] == 225
+    for word in (
+        f"film:       {out}",
+        "length:     9.00 s, 192x108, 25 fps",
+        "cuts:",
+        "worst cut:",
+        "seconds:    footage",
+    ):
+        assert word in done.stdout
+    assert "rendered_segments: done in" in done.stderr
+    checked = montage("check", out, "--json")
+    assert checked.returncode == 0
+    verdict = json.loads(checked.stdout)
+    assert verdict["passed"]
+    assert {check["name"] for check in verdict["checks"]} >= {"frame_count", "cuts_on_beats", "loudness"}
+
+
+def test_a_second_run_does_no_media_work_and_another_song_decodes_no_clip(
+    folder: Path, home: dict[str, str], tmp_path: Path
+) -> None:
+    program, notes = counting_ffmpeg(tmp_path)
+    env = {**home, "MONTAGE_FFMPEG": str(program)}
+    assert montage("make", folder, env=env).returncode == 0
+    assert media_work(notes)
+    assert montage("make", folder, env=env).returncode == 0
+    assert media_work(notes) == []
+    song = tmp_path / "other.wav"
+    write_song(song, bpm=96, duration_s=12)
+    assert montage("make", folder, "--music", song, env=env).returncode == 0
+    assert not [line for line in media_work(notes) if "-f nut" in line]
+
+
+def test_overrides_reach_the_film(folder: Path, home: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "film.mp4"
+    args = ("--duration", "5", "--set", "resolution=108x192", "--set", "seed=9", "-o", out)
+    done = montage("make", folder, *args, env=home)
+    assert done.returncode == 0, done.stderr
+    edit = json.loads(out.with_suffix(".json").read_text())
+    assert (edit["size"], edit["frames"], edit["seed"]) == ([108, 192], 125, 9)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("make", "gone"), "there is no folder gone; check its spelling"),
+        (("make", ".", "--set", "musik=a"), "--set: there is no key 'musik'; did you mean 'music'?"),
+        (("make", ".", "--set", "pace"), "write it as key=value"),
+        (("make", ".", "--duration", "soon"), "duration: 'soon'"),
+        (("make", ".", "--music", "gone.mp3"), "there is no song gone.mp3"),
+        (("make", ".", "-o", "gone/film.mp4"), "make it first"),
+        (("make", ".", "-o", "film.avi"), "films are MP4 files; name it film.mp4"),
+        (("make", "."), "there is no song in"),
+        (("scenes", "gone.mp4"), "there is no video gone.mp4"),
+        (("scenes", "text.mp4"), "text.mp4 is no video that can be opened"),
+        (("scenes", "text.mp4", "--detector", "magic"), "there is no scene detector 'magic'; choose one of adaptive"),
+        (("beats", "text.mp4"), "text.mp4"),
+        (("check", "gone.mp4"), "there is no film gone.mp4"),
+        (("check", "text.mp4"), "its edit list text.json cannot be read"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(
+    tmp_path: Path, home: dict[str, str], args: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    done = montage(*args, env=home, cwd=tmp_path)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("montage: ")
+    assert message in last
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("MONTAGE_WORKERS", "many", "MONTAGE_WORKERS is 'many'; set it to a whole number"),
+        ("MONTAGE_FFMPEG", "gone", "MONTAGE_FFMPEG is 'gone', which is no program"),
+        ("MONTAGE_FFMPEG", "/bin/true", "/bin/true does not run as ffmpeg"),
+    ],
+)
+def test_a_wrong_setting_gets_one_line(
+    folder: Path, home: dict[str, str], variable: str, value: str, message: str
+) -> None:
+    done = montage("make", folder, env={**home, variable: value})
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_scenes_prints_the_same_cuts_for_any_number_of_shards(tmp_path: Path) -> None:
+    video = tmp_path / "clip.mp4"
+    cuts = write_clip(video, (50, 60, 45, 55))
+    printed = [montage("scenes", video, "--json", "--shards", shards).stdout for shards in (1, 3, 7)]
+    assert len(set(printed)) == 1
+    found = json.loads(printed[0])
+    assert found["cuts"] == cuts
+    assert found["fps"] == 25
+    assert found["frames"] == 210
+    assert found["cuts_s"] == [cut / 25 for cut in cuts]
+
+
+def test_beats_prints_beats_and_curves(tmp_path: Path) -> None:
+    song = tmp_path / "song.wav"
+    write_song(song, bpm=120, duration_s=12)
+    found = json.loads(montage("beats", song, "--json").stdout)
+    assert found["tempo_bpm"] == pytest.approx(120, abs=0.1)
+    steps = [b - a for a, b in zip(found["beats_s"], found["beats_s"][1:], strict=False)]
+    assert steps == pytest.approx([0.5] * len(steps), abs=0.01)
+    assert set(found) >= {"downbeats_s", "energy", "onset_strength"}
+
+
+def test_schema_is_json(tmp_path: Path) -> None:
+    assert json.loads(montage("schema").stdout)["title"] == "MontageSpec"
+
+
+def test_a_killed_run_goes_on_where_it_stopped_and_makes_the_same_film(
+    folder: Path, home: dict[str, str], tmp_path: Path
+) -> None:
+    whole, killed = (
+        {**home, "MONTAGE_DATA": str(tmp_path / "whole")},
+        {**home, "MONTAGE_DATA": str(tmp_path / "killed")},
+    )
+    assert montage("make", folder, env=whole).returncode == 0
+    for wanted in ("scores", "segments"):
+        kill_when_there(folder, killed, tmp_path / "killed" / "work" / wanted)
+        finished = snapshot(tmp_path / "killed" / "work")
+    assert finished
+    done = montage("make", folder, env=killed)
+    assert done.returncode == 0, done.stderr
+    assert {key: value for key, value in snapshot(tmp_path / "killed" / "work").items() if key in finished} == finished
+    for name in ("montage.mp4", "montage.json"):
+        undisturbed, resumed = (tmp_path / root / "output" / "holiday" / name for root in ("whole", "killed"))
+        assert resumed.read_bytes() == undisturbed.read_bytes()
+
+
+def kill_when_there(folder: Path, env: dict[str, str], wanted: Path) -> None:
+    run = subprocess.Popen(
+        [*COMMAND, "make", str(folder)], env={**os.environ, **env}, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    for _ in range(1200):
+        if run.poll() is not None or any(path.is_file() and "partial" not in path.name for path in wanted.rglob("*")):
+            break
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+
+
+def snapshot(work: Path) -> dict[str, tuple[int, int]]:
+    kinds = ("scores", "score_parts", "segments", "beats", "ingest", "thumbnails")
+    return {
+        str(path.relative_to(work)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for kind in kinds
+        for path in sorted((work / kind).rglob("*"))
+        if path.is_file() and "partial" not in path.name
+    }
+
+
+def test_two_folders_of_one_name_are_two_montages(folder: Path, home: dict[str, str], tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / "holiday"
+    shutil.copytree(folder, other)
+    first, second = (montage("make", path, "--duration", "3", env=home) for path in (folder, other))
+    assert first.returncode == second.returncode == 0
+    films = {line for done in (first, second) for line in done.stdout.splitlines() if line.startswith("film:")}
+    assert len(films) == 2
