@@ -378,7 +378,8 @@ def _coarse_picture(luma: NDArray[np.uint8]) -> bytes:
     side = HASH_SIZE * HASH_LOWPASS
     small = cv2.resize(luma, (side, side), interpolation=cv2.INTER_AREA)
     brightest = int(small.max()) or 1
-    return cv2.dct(np.float32(small) / brightest)[:HASH_SIZE, :HASH_SIZE].tobytes()
+    frequencies = np.asarray(cv2.dct(np.float32(small) / brightest), np.float32)
+    return frequencies[:HASH_SIZE, :HASH_SIZE].tobytes()
 
 
 def _perceptual_hashes(coarse: Sequence[bytes]) -> NDArray[np.uint64]:
