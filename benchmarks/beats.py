@@ -83,9 +83,7 @@ def _measure(path: Path) -> Row:
         f=f_measure(beats, truth),
         f_octave=f_any_octave(beats, truth),
         median_error_ms=float(np.median([np.abs(beats - time).min() for time in truth])) * 1000.0,
-        downbeat_f=f_measure(np.array(song.downbeats_s), np.loadtxt(bars, ndmin=1))
-        if bars.is_file()
-        else None,
+        downbeat_f=f_measure(np.array(song.downbeats_s), np.loadtxt(bars, ndmin=1)) if bars.is_file() else None,
         tempo_bpm=song.tempo_bpm,
         source=song.source,
         confidence=song.confidence,

@@ -1,0 +1,75 @@
+"""Measure, and write docs/benchmarks.md: `python -m benchmarks [--media DIR] [QUESTION ...]`.
+
+Without questions all are measured (about an hour on two cores). With some, the others' answers are taken from
+the last time they were measured, which are kept beside the made sources in --work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from benchmarks.bench import Bench
+from benchmarks.report import Section, document
+from montage_assets.media.ffmpeg import ffmpeg_version
+
+QUESTIONS = ("scoring", "orchestration", "rendering", "memory", "scenes", "songs", "decode_cost")
+_REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    """Parse arguments, measure, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"of {', '.join(QUESTIONS)}; default: all")
+    parser.add_argument("--media", type=Path, default=_REPOSITORY / "examples" / "demo", help="clips and songs")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "montage-benchmarks")
+    parser.add_argument("--out", type=Path, default=_REPOSITORY / "docs" / "benchmarks.md")
+    options = parser.parse_args()
+    unknown = sorted(set(options.questions) - set(QUESTIONS))
+    if unknown:
+        parser.error(f"there is no question {unknown[0]!r}; choose from {', '.join(QUESTIONS)}")
+    options.work.mkdir(parents=True, exist_ok=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    bench = Bench(options.media.resolve(), options.work.resolve())
+    sections = TypeAdapter(Section)
+    for question in options.questions or QUESTIONS:
+        sys.stderr.write(f"{question} ...\n")
+        section = importlib.import_module(f"benchmarks.{question}").measure(bench)
+        _answer(bench, question).write_bytes(sections.dump_json(section))
+    answers = [_answer(bench, question) for question in QUESTIONS]
+    known = [sections.validate_python(json.loads(path.read_bytes())) for path in answers if path.is_file()]
+    options.out.write_text(document(known, _machine()))
+    sys.stderr.write(f"{options.out}\n")
+
+
+def _answer(bench: Bench, question: str) -> Path:
+    return bench.work / f"{question}.json"
+
+
+def _machine() -> str:
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        named = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        processor = named.group(1) if named else processor
+    return (
+        f"Machine: {os.cpu_count()} cores ({processor}), shared with other work, so that only CPU-seconds and ratios "
+        f"of turns side by side are given. Python {platform.python_version()}, ffmpeg {ffmpeg_version()}.\n\n"
+        "To reproduce: `python -m benchmarks --media DIR` with a folder of clips and songs (default: the example's). "
+        "Accuracy needs viewed truth beside them: `<clip>.cuts.txt` with the seconds of each new shot's first frame, "
+        "`<clip>.gradual.txt` with spans `start end note` that do not count, `<song>.beats.txt` with the seconds of "
+        "the beats. The figures below are of a folder of clips with viewed truth."
+    )
+
+
+if __name__ == "__main__":
+    main()
