@@ -4,7 +4,7 @@ Belongs here: reporting the verdicts of `media.film_check`. A check is blocking 
 where the film would be wrong, and a warning where it would only be less good.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import dagster as dg
@@ -19,6 +19,7 @@ from montage_assets.media import edit_list as edit_lists
 from montage_assets.media import film_check
 from montage_assets.media.film_check import CheckResult
 from montage_assets.media.fingerprint import result_key
+from montage_assets.progress import FrameCounter
 
 MONTAGE = dg.AssetKey("montage")
 CHECKS = {
@@ -57,19 +58,26 @@ class Verdict:
 def film_checks(context: dg.AssetCheckExecutionContext, montage: Film) -> Iterator[dg.AssetCheckResult]:
     """Check the finished film against its edit list."""
     with plain_failures():
-        verdict = verdict_on(data_root(), montage)
+        verdict = verdict_on(data_root(), montage, context.log.info)
     for result in verdict.results:
         yield _as_asset_check(result)
 
 
-def verdict_on(root: DataRoot, film: Film) -> Verdict:
+def verdict_on(root: DataRoot, film: Film, log: Callable[[str], None]) -> Verdict:
     """The stored verdict on a film made of the same things, else a new one."""
     key = result_key(made_of=film.made_of, target_lufs=film.target_lufs, algorithm=film_check.ALGORITHM)
     stored = layout.result("checks", key, ".json")
     if root.exists(stored):
         return read_record(root, stored, Verdict)
     edit = edit_lists.from_json(root.read_bytes(film.edit_list).decode())
-    verdict = Verdict(film_check.check_film(root.local_file(film.film), edit, target_lufs=film.target_lufs))
+    counter = FrameCounter(log, "checking the film", film.frames)
+    results = film_check.check_film(
+        root.local_file(film.film),
+        edit,
+        target_lufs=film.target_lufs,
+        on_progress=lambda progress: counter(progress.frames),
+    )
+    verdict = Verdict(results)
     root.write_bytes(stored, dump_record(verdict))
     return verdict
 

@@ -10,6 +10,10 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from montage_assets.media.ffmpeg import Progress
 
 EVERY_S = 2.0
 _LINE = re.compile(r"^(?P<title>.+): (?P<done>\d+) of (?P<total>\d+) frames, ")
@@ -51,6 +55,10 @@ class FrameCounter:
         if now - self._logged >= EVERY_S:
             self._logged = now
             self._log(self._line(done, now))
+
+    def at_time(self, fps: float) -> Callable[[Progress], None]:
+        """A callback for an ffmpeg that reports time, not frames, for a film of `fps` frames a second."""
+        return lambda progress: self(round(progress.out_time_s * fps))
 
     @property
     def seconds(self) -> float:

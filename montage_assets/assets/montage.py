@@ -1,6 +1,7 @@
 """montage: the segments joined, the song under them at the right loudness, the film and its edit list."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +27,7 @@ from montage_assets.media.render import RenderedSegment, RenderShot
 from montage_assets.media.soundtrack import FilmSound
 from montage_assets.metadata import picture
 from montage_assets.partitions import montage_partitions
+from montage_assets.progress import FrameCounter
 
 STEP = "make_montage"
 """The name of the step that makes this asset."""
@@ -76,7 +78,7 @@ def montage(
     with plain_failures():
         film = _film_before(root, name, made_of)
         if film is None:
-            film = make_film(root, name, footage, clip_selections.edit, rendered_segments, made_of)
+            film = make_film(root, name, footage, clip_selections.edit, rendered_segments, made_of, context.log.info)
         else:
             context.log.info("nothing has changed; the film is as it was")
     context.log.info(f"the film is at {root.where(film.film)}")
@@ -96,7 +98,15 @@ def montage(
     )
 
 
-def make_film(root: DataRoot, name: str, footage: Footage, edit: EditList, segments: Segments, made_of: str) -> Film:
+def make_film(
+    root: DataRoot,
+    name: str,
+    footage: Footage,
+    edit: EditList,
+    segments: Segments,
+    made_of: str,
+    log: Callable[[str], None],
+) -> Film:
     """Join the segments, put the song under them, publish film and edit list. Raises MediaError."""
     fmt = output_format(edit, footage.spec)
     rendered = [
@@ -126,6 +136,7 @@ def make_film(root: DataRoot, name: str, footage: Footage, edit: EditList, segme
             shots=_shots_with_sound(root, footage, edit),
             original_audio=footage.spec.original_audio,
             target_lufs=footage.spec.loudness,
+            on_progress=FrameCounter(log, "mixing the sound", edit.frames).at_time(float(edit.fps)),
         )
         size = out.stat().st_size
         root.write_bytes(layout.edit_list(name), edit_lists.to_json(edit).encode())

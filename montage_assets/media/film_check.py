@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from montage_assets.media.edit_list import EditList, Shot, from_json
 from montage_assets.media.errors import FfmpegFailed, MediaError
-from montage_assets.media.ffmpeg import input_args, run_ffmpeg
+from montage_assets.media.ffmpeg import OnProgress, input_args, run_ffmpeg
 from montage_assets.media.soundtrack import CEILING_DBTP, TARGET_LUFS, Loudness, measure_loudness
 
 SMALL_WIDTH, SMALL_HEIGHT = 32, 18
@@ -71,7 +71,9 @@ class CheckResult:
     values: Mapping[str, float] = field(default_factory=dict)
 
 
-def check_film(film: Path, edit: EditList, *, target_lufs: float = TARGET_LUFS) -> list[CheckResult]:
+def check_film(
+    film: Path, edit: EditList, *, target_lufs: float = TARGET_LUFS, on_progress: OnProgress | None = None
+) -> list[CheckResult]:
     """Every check of `film` against `edit`, in a fixed order. Memory is bounded, whatever the length.
 
     Raises MediaError when the film is missing or cannot be opened at all, or has no picture.
@@ -79,7 +81,7 @@ def check_film(film: Path, edit: EditList, *, target_lufs: float = TARGET_LUFS) 
     timing = _read_timing(film)
     with tempfile.TemporaryDirectory(prefix="montage-check-") as folder:
         small = Path(folder) / "frames.rgb"
-        messages = _decode(film, small)
+        messages = _decode(film, small, on_progress)
         frames = _small_frames(small)
         changes = _changes(frames)
         return [
@@ -145,7 +147,7 @@ def _read_timing(film: Path) -> _Timing:
     return _Timing(sorted(times), end, audio_end)
 
 
-def _decode(film: Path, small: Path) -> list[str]:
+def _decode(film: Path, small: Path, on_progress: OnProgress | None) -> list[str]:
     """Decode picture and sound once; write small frames. Returns what ffmpeg had to say: best, nothing."""
     scale = f"scale={SMALL_WIDTH}:{SMALL_HEIGHT}:flags=area,format=rgb24"
     args = [
@@ -154,7 +156,7 @@ def _decode(film: Path, small: Path) -> list[str]:
         "-map", "0:a?", "-f", "null", "-",
     ]  # fmt: skip
     try:
-        log = run_ffmpeg(args, what=f"Decoding {film.name}", level="warning")
+        log = run_ffmpeg(args, what=f"Decoding {film.name}", on_progress=on_progress, level="warning")
     except FfmpegFailed as error:
         log = error.log or str(error)
     return [line for line in log.splitlines() if line.strip()]

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from montage_assets.media.encoders import MP4_TAGS, Codec
 from montage_assets.media.errors import FfmpegFailed, MediaError
-from montage_assets.media.ffmpeg import input_args, run_ffmpeg
+from montage_assets.media.ffmpeg import OnProgress, input_args, run_ffmpeg
 from montage_assets.media.render import RenderShot
 
 ALGORITHM = 1
@@ -101,6 +101,7 @@ def mux_film(
     shots: Sequence[RenderShot] = (),
     original_audio: float = 0.0,
     target_lufs: float = TARGET_LUFS,
+    on_progress: OnProgress | None = None,
 ) -> FilmSound:
     """Put the sound under the joined film `video` (`frames` at `fps`) and write the finished MP4.
 
@@ -125,13 +126,14 @@ def mux_film(
             originals,
             original_audio,
             mix,
+            on_progress,
         )
-        before = measure_loudness(mix)
+        before = measure_loudness(mix, on_progress=on_progress)
         mastering = _mastering(mix, before, target_lufs)
         try:
             for _ in range(CORRECTIONS):
-                _mux(video, mix, mastering, codec, unfinished)
-                after = measure_loudness(unfinished)
+                _mux(video, mix, mastering, codec, unfinished, on_progress)
+                after = measure_loudness(unfinished, on_progress=on_progress)
                 if after.silent or after.true_peak_dbtp <= CEILING_DBTP:
                     break
                 lower = after.true_peak_dbtp - CEILING_DBTP + 0.1
@@ -142,12 +144,13 @@ def mux_film(
     return FilmSound(before, after, mastering.gain_db)
 
 
-def measure_loudness(path: Path, filters: str = "") -> Loudness:
+def measure_loudness(path: Path, filters: str = "", on_progress: OnProgress | None = None) -> Loudness:
     """Loudness of a file's first audio stream, after `filters`. Raises FfmpegFailed when it has none."""
     chain = ",".join(part for part in (filters, "ebur128=peak=true:framelog=quiet") if part)
     log = run_ffmpeg(
         [*input_args(path, "-vn"), "-map", "0:a:0", "-af", chain, "-f", "null", "-"],
         what=f"Measuring the loudness of {path.name}",
+        on_progress=on_progress,
         level="info",
     )
     summary = log[log.rfind("Summary:") :]
@@ -191,6 +194,7 @@ def _mix(
     originals: Path | None,
     level: float,
     out_path: Path,
+    on_progress: OnProgress | None,
 ) -> None:
     start = round(music_start_s * SAMPLE_RATE)
     graph = [
@@ -216,10 +220,18 @@ def _mix(
         [*inputs, "-filter_complex", ";".join(graph), "-map", "[out]", "-c:a", "pcm_f32le",
          "-fflags", "+bitexact", "-f", "wav", str(out_path.absolute())],
         what=f"Preparing the song {song.name}",
+        on_progress=on_progress,
     )  # fmt: skip
 
 
-def _mux(video: Path, mix: Path, mastering: _Mastering, codec: Codec, out_path: Path) -> None:
+def _mux(
+    video: Path,
+    mix: Path,
+    mastering: _Mastering,
+    codec: Codec,
+    out_path: Path,
+    on_progress: OnProgress | None,
+) -> None:
     run_ffmpeg(
         [
             *input_args(video), *input_args(mix),
@@ -230,6 +242,7 @@ def _mux(video: Path, mix: Path, mastering: _Mastering, codec: Codec, out_path: 
             "-movflags", "+faststart", "-f", "mp4", str(out_path.absolute()),
         ],
         what=f"Writing {out_path.name.strip('.').split('.mp4')[0]}.mp4",
+        on_progress=on_progress,
     )  # fmt: skip
 
 
