@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from montage_assets.cluster.errors import ClusterError
 from montage_assets.media.errors import FfmpegFailed, MediaError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def main() -> NoReturn:
     except FfmpegFailed as error:
         _complain(str(error))
         sys.exit(FAILED)
-    except MediaError as error:
+    except (MediaError, ClusterError) as error:
         _complain(str(error))
         sys.exit(WRONG_INPUT)
     except BrokenPipeError:
@@ -169,6 +170,20 @@ def check(film: Path, as_json: bool) -> int:
             verdict = "ok  " if result.passed else "warn" if result.name in ADVISORY else "FAIL"
             click.echo(f"{verdict} {result.name}: {result.detail}")
     return DONE if passed else FAILED
+
+
+@commands.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def nodes(as_json: bool) -> None:
+    """Print the nodes, and which of them each task would go to."""
+    from montage_assets.cluster.manager import get_cluster_manager
+    from montage_assets.cluster.summary import print_summary, summary_document
+
+    cluster = get_cluster_manager()
+    if as_json:
+        click.echo(json.dumps(summary_document(cluster), indent=1))
+    else:
+        print_summary(cluster)
 
 
 @commands.command()
