@@ -67,7 +67,7 @@ def commands() -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the film is to go as well.")
 def make(folder: Path, music: Path | None, duration: str | None, settings: Sequence[str], output: Path | None) -> int:
     """Make the montage of FOLDER."""
-    from montage_assets.local_run import montage_name, run_montage, use_default_dagster_home
+    from montage_assets.local_run import montage_name, refuse_full_disk, run_montage, use_default_dagster_home
     from montage_assets.settings import Settings
     from montage_assets.spec import make_spec, parse_override
 
@@ -82,6 +82,7 @@ def make(folder: Path, music: Path | None, duration: str | None, settings: Seque
     environment = Settings.from_environment()
     root = environment.data_root()
     use_default_dagster_home(environment)
+    refuse_full_disk(root)
     source = str(folder.resolve())
     montage = montage_name(root, source)
     config: dict[str, Any] = {"folder": source, "overrides": overrides}

@@ -56,6 +56,11 @@ class DataRoot:
         """Whether the root is a folder of this machine (a network mount counts)."""
         return self._remote is None
 
+    def free_bytes(self) -> int | None:
+        """Space left where the root lies; None for a bucket, or before the folder is there."""
+        folder = Path(self._base)
+        return shutil.disk_usage(folder).free if self.is_local and folder.is_dir() else None
+
     def where(self, key: str) -> str:
         """The full path or URL of a key, for people."""
         if self._remote is not None and not key.startswith("/"):

@@ -6,6 +6,7 @@ argument parsing and printing (`cli`).
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -21,6 +22,7 @@ from montage_assets import layout
 from montage_assets.assets.footage import Footage
 from montage_assets.cluster.executors import execution_config, processes_for
 from montage_assets.data_root import DataRoot
+from montage_assets.failures import describe_cause
 from montage_assets.io import read_record
 from montage_assets.jobs import JOB_NAME
 from montage_assets.media.errors import MediaError
@@ -31,6 +33,7 @@ from montage_assets.settings import Settings
 if TYPE_CHECKING:
     import dagster as dg
 
+LEAST_FREE_BYTES = 32 << 20
 _POLL_S = 0.5
 _LAUNCH_TAG = "montage/launch"
 """Tells the run of this command from others, since Dagster names it only once it has started."""
@@ -125,6 +128,13 @@ def run_montage(
     return RunOutcome(montage, result.run_id, faults, view)
 
 
+def refuse_full_disk(root: DataRoot) -> None:
+    """Raise OSError before a run that could not even write its log. What a film needs is found out on the way."""
+    free = root.free_bytes()
+    if free is not None and free < LEAST_FREE_BYTES:
+        raise OSError(errno.ENOSPC, "too little space", root.where(""))
+
+
 class _Follower:
     """Reads the run's log from the instance while the run goes on, in a thread."""
 
@@ -190,7 +200,8 @@ def _faults(result: Any) -> list[Fault]:
             cause = data.error
             while cause.cause is not None:
                 cause = cause.cause
-            found.append(Fault(event.step_key, cause.message.strip(), False))
+            message = describe_cause(OSError(cause.message)) or cause.message.strip().splitlines()[0]
+            found.append(Fault(event.step_key, message, False))
     return found or [Fault("run", "the run did not start; see its log in the Dagster UI", False)]
 
 
