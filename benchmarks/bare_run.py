@@ -78,7 +78,7 @@ def make_film(folder: Path, out: Path) -> int:
         target_lufs=spec.loudness,
     )
     beat_chart(beats, edit)
-    check_film(out, edit, target_lufs=spec.loudness)
+    check_film(out, edit)
     return len(segments)
 
 

@@ -65,7 +65,7 @@ def film_checks(context: dg.AssetCheckExecutionContext, montage: Film) -> Iterat
 
 def verdict_on(root: DataRoot, film: Film, log: Callable[[str], None]) -> Verdict:
     """The stored verdict on a film made of the same things, else a new one."""
-    key = result_key(made_of=film.made_of, target_lufs=film.target_lufs, algorithm=film_check.ALGORITHM)
+    key = result_key(made_of=film.made_of, algorithm=film_check.ALGORITHM)
     stored = layout.result("checks", key, ".json")
     if root.exists(stored):
         return read_record(root, stored, Verdict)
@@ -74,7 +74,6 @@ def verdict_on(root: DataRoot, film: Film, log: Callable[[str], None]) -> Verdic
     results = film_check.check_film(
         root.local_file(film.film),
         edit,
-        target_lufs=film.target_lufs,
         on_progress=lambda progress: counter(progress.frames),
     )
     verdict = Verdict(results)

@@ -48,13 +48,9 @@ def test_a_programming_error_is_not_dressed_up() -> None:
 
 
 def test_a_full_disk_is_recognised_behind_other_errors() -> None:
-    try:
-        try:
-            raise OSError(errno.ENOSPC, "no space", "/data/x")
-        except OSError as cause:
-            raise RuntimeError("the log could not be written") from cause
-    except RuntimeError as error:
-        assert "the disk is full at /data/x" in str(describe_cause(error))
+    behind = RuntimeError("the log could not be written")
+    behind.__cause__ = OSError(errno.ENOSPC, "no space", "/data/x")
+    assert "the disk is full at /data/x" in str(describe_cause(behind))
     assert "the disk is full" in str(describe_cause(RuntimeError("(sqlite3) database or disk is full")))
     assert describe_cause(RuntimeError("something else")) is None
 

@@ -92,6 +92,7 @@ def select(footage: Footage, scenes: Scenes, beats: BeatAnalysis, scores: Mappin
             tempo_bpm=plan.tempo_bpm,
         ),
         shots=shots,
+        loudness_lufs=spec.loudness,
         left_out=sorted([*footage.left_out, *scenes.left_out], key=lambda entry: entry.clip),
     )
     return Selection(edit, [f"Length of the film: {why}", beats.explanation, *plan.notes, *what_gave_way(shots)])

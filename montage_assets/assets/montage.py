@@ -44,7 +44,6 @@ class Film:
     duration_s: float
     size_bytes: int
     sound: FilmSound
-    target_lufs: float
     reencoded: list[int]
 
 
@@ -135,7 +134,7 @@ def make_film(
             codec=fmt.codec,
             shots=_shots_with_sound(root, footage, edit),
             original_audio=footage.spec.original_audio,
-            target_lufs=footage.spec.loudness,
+            target_lufs=edit.loudness_lufs,
             on_progress=FrameCounter(log, "mixing the sound", edit.frames).at_time(float(edit.fps)),
         )
         size = out.stat().st_size
@@ -148,7 +147,6 @@ def make_film(
         duration_s=float(Fraction(edit.frames) / edit.fps),
         size_bytes=size,
         sound=sound,
-        target_lufs=footage.spec.loudness,
         reencoded=joined.reencoded,
     )
 
@@ -159,7 +157,6 @@ def _made_of(footage: Footage, edit: EditList, segments: Segments) -> str:
         music=footage.music.fingerprint,
         edit=edit_lists.to_json(edit),
         original_audio=footage.spec.original_audio,
-        loudness=footage.spec.loudness,
         algorithm=soundtrack.ALGORITHM,
         ffmpeg=ffmpeg_version(),
     )

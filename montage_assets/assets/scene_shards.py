@@ -1,21 +1,31 @@
 """scene_shards: per-frame scores of every clip, one step per shard; then the scenes, decided once."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
 
 import dagster as dg
 
+from montage_assets import layout
 from montage_assets.assets import shard_steps
 from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, data_root, mapping_key
 from montage_assets.assets.footage import Footage
 from montage_assets.assets.proxies import Proxies, report_table
 from montage_assets.assets.shard_steps import ShardPlan, ShardReport, ShardTask
+from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
+from montage_assets.io import dump_record, read_record
 from montage_assets.media.clip import Clip, LeftOut
 from montage_assets.media.errors import MediaError, UnusableClip
+from montage_assets.media.fingerprint import result_key
 from montage_assets.media.scenes import SceneList, detect_scenes
+from montage_assets.media.shards import ClipRange
 from montage_assets.partitions import montage_partitions
 from montage_assets.settings import Settings
+
+ALGORITHM = 1
+"""Part of every scene list's key."""
 
 
 @dataclass(frozen=True)
@@ -110,17 +120,39 @@ def _merge(
         if clip.name in left_out:
             continue
         try:
-            parts = plan.ranges.get(clip.name, [])
-            scores = shard_steps.merged_scores(root, footage.folder, clip, parts, context.log)
-            _refuse_mostly_lost(clip, scores.frames)
+            scenes = _scenes_of(root, footage, clip, plan.ranges.get(clip.name, []), context.log)
         except UnusableClip as error:
             context.log.warning(f"{clip.name} is left out: it {error}")
             left_out[clip.name] = LeftOut(clip.name, str(error))
         else:
-            found.append(detect_scenes(clip, scores, footage.spec.detector, footage.spec.threshold))
+            found.append(scenes)
     if not found:
         raise MediaError(f"no clip of {footage.montage} can be decoded: " + _reasons(left_out.values()))
     return Scenes(found, sorted(left_out.values(), key=lambda entry: entry.clip), list(reports))
+
+
+def _scenes_of(root: DataRoot, footage: Footage, clip: Clip, parts: Sequence[ClipRange], log: Any) -> SceneList:
+    """The stored scenes of the clip's content, else new ones of its scores. Raises UnusableClip.
+
+    Stored because the detector is the one part of a run without new footage that loads OpenCV and PySceneDetect.
+    """
+    detector, threshold = footage.spec.detector, footage.spec.threshold
+    scores_key = shard_steps.scores_key(clip)
+    key = result_key(
+        scores=scores_key,
+        detector=detector,
+        threshold=threshold,
+        algorithm=ALGORITHM,
+        pyscenedetect=version("scenedetect-headless"),
+    )
+    stored = layout.result("scenes", key, ".json")
+    if root.exists(stored) and root.exists(scores_key):
+        return replace(read_record(root, stored, SceneList), clip=clip.name)
+    scores = shard_steps.merged_scores(root, footage.folder, clip, parts, log)
+    _refuse_mostly_lost(clip, scores.frames)
+    scenes = detect_scenes(clip, scores, detector, threshold)
+    root.write_bytes(stored, dump_record(scenes))
+    return scenes
 
 
 def _refuse_mostly_lost(clip: Clip, frames: int) -> None:

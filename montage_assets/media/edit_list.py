@@ -17,6 +17,8 @@ from montage_assets.media.clip import LeftOut
 from montage_assets.media.errors import MediaError
 
 SCHEMA = 1
+DEFAULT_LOUDNESS_LUFS = -14.0
+"""What the large streaming services play music at."""
 
 DIGITS = 6
 """Decimals of every number in the file: a microsecond is finer than any frame."""
@@ -69,6 +71,8 @@ class EditList:
     music: EditMusic
     shots: list[Shot]
     left_out: list[LeftOut]
+    loudness_lufs: float = DEFAULT_LOUDNESS_LUFS
+    """The integrated loudness that the film is to have."""
 
 
 def cut_errors_s(edit: EditList) -> list[float]:
@@ -84,7 +88,7 @@ def cut_errors_s(edit: EditList) -> list[float]:
 
 def to_json(edit: EditList) -> str:
     """The edit list as its JSON file: the same text for the same edit, every list of numbers on one line."""
-    document = {
+    document: dict[str, Any] = {
         "schema": SCHEMA,
         "fps": [edit.fps.numerator, edit.fps.denominator],
         "size": [edit.width, edit.height],
@@ -113,6 +117,8 @@ def to_json(edit: EditList) -> str:
         ],
         "left_out": [{"clip": left.clip, "reason": left.reason} for left in edit.left_out],
     }
+    if edit.loudness_lufs != DEFAULT_LOUDNESS_LUFS:
+        document["loudness_lufs"] = _rounded(edit.loudness_lufs)
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     # Strings cannot hold a raw line break, so this only ever matches lists of numbers.
     return re.sub(r"\[\n[-+\d.eE,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
@@ -152,6 +158,7 @@ def from_json(text: str) -> EditList:
         ),
         shots=[_shot(place) for place in whole.each("shots")],
         left_out=[LeftOut(place.text("clip"), place.text("reason")) for place in whole.each("left_out")],
+        loudness_lufs=whole.number("loudness_lufs") if "loudness_lufs" in whole.names() else DEFAULT_LOUDNESS_LUFS,
     )
     _refuse_gaps(edit)
     return edit

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from montage_assets.media.edit_list import EditList, Shot, from_json
 from montage_assets.media.errors import FfmpegFailed, MediaError
 from montage_assets.media.ffmpeg import OnProgress, input_args, run_ffmpeg
-from montage_assets.media.soundtrack import CEILING_DBTP, TARGET_LUFS, Loudness, measure_loudness
+from montage_assets.media.soundtrack import CEILING_DBTP, Loudness, measure_loudness
 
 SMALL_WIDTH, SMALL_HEIGHT = 32, 18
 FRAME_BYTES = SMALL_WIDTH * SMALL_HEIGHT * 3
@@ -71,9 +71,7 @@ class CheckResult:
     values: Mapping[str, float] = field(default_factory=dict)
 
 
-def check_film(
-    film: Path, edit: EditList, *, target_lufs: float = TARGET_LUFS, on_progress: OnProgress | None = None
-) -> list[CheckResult]:
+def check_film(film: Path, edit: EditList, *, on_progress: OnProgress | None = None) -> list[CheckResult]:
     """Every check of `film` against `edit`, in a fixed order. Memory is bounded, whatever the length.
 
     Raises MediaError when the film is missing or cannot be opened at all, or has no picture.
@@ -91,15 +89,13 @@ def check_film(
             _ends_together(timing, edit),
             _cuts_on_beats(edit),
             _cuts_visible(changes, edit),
-            _loudness(film, timing, target_lufs),
+            _loudness(film, timing, edit.loudness_lufs),
             _no_black_shot(frames, edit),
             _no_duplicate_shot(frames, changes, edit),
         ]
 
 
-def check_film_file(
-    film: Path, edit_list: Path | None = None, *, target_lufs: float = TARGET_LUFS
-) -> list[CheckResult]:
+def check_film_file(film: Path, edit_list: Path | None = None) -> list[CheckResult]:
     """`check_film` with the edit list read from `edit_list`, or from the film's name with `.json`.
 
     Raises MediaError, besides `check_film`'s reasons, when the edit list is missing or is none.
@@ -111,7 +107,7 @@ def check_film_file(
         raise MediaError(
             f"{film.name} cannot be checked: its edit list {beside.name} cannot be read; make the montage again"
         ) from error
-    return check_film(film, from_json(text), target_lufs=target_lufs)
+    return check_film(film, from_json(text))
 
 
 @dataclass(frozen=True)

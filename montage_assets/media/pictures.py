@@ -16,7 +16,8 @@ _CELL = (160, 90)
 _LABEL_HEIGHT = 12
 _CHART = (1200, 220)
 _BACKGROUND = "#16181d"
-_WAVE = "#4a6fa5"
+_ENERGY = "#2b4468"
+_ONSETS = "#7aa2d6"
 _BEAT = "#3d444d"
 _DOWNBEAT = "#8b949e"
 _CUT = "#f0883e"
@@ -41,7 +42,10 @@ def contact_sheet(pictures: Sequence[bytes], labels: Sequence[str], columns: int
 
 
 def beat_chart(analysis: BeatAnalysis, edit: EditList) -> bytes:
-    """PNG of the film's stretch of the song: energy, beats (grey), downbeats (light) and cuts (orange)."""
+    """PNG of the film's stretch of the song.
+
+    Energy is dark blue, onsets are light blue, beats grey, downbeats light grey, cuts orange.
+    """
     from PIL import Image, ImageDraw
 
     width, height = _CHART
@@ -55,8 +59,9 @@ def beat_chart(analysis: BeatAnalysis, edit: EditList) -> bytes:
     for column in range(width):
         song_s = edit.music.start_s + column / width * film_s
         index = min(int(song_s / analysis.hop_s), len(analysis.energy) - 1)
-        level = round(analysis.energy[index] * (height - 60) / 2) if analysis.energy else 0
-        draw.line([(column, height // 2 - level), (column, height // 2 + level)], fill=_WAVE)
+        for curve, colour in ((analysis.energy, _ENERGY), (analysis.onset_strength, _ONSETS)):
+            level = round(curve[index] * (height - 60) / 2) if curve else 0
+            draw.line([(column, height // 2 - level), (column, height // 2 + level)], fill=colour)
     for beat in edit.music.beats_s:
         draw.line([(across(beat), height - 34), (across(beat), height - 22)], fill=_BEAT)
     for downbeat in edit.music.downbeats_s:

@@ -23,6 +23,7 @@ from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
 
+from montage_assets.media.edit_list import DEFAULT_LOUDNESS_LUFS
 from montage_assets.media.encoders import MP4_TAGS, Codec
 from montage_assets.media.errors import FfmpegFailed, MediaError
 from montage_assets.media.ffmpeg import OnProgress, input_args, run_ffmpeg
@@ -38,7 +39,6 @@ FADE_S = Fraction(9, 5)
 FADE_SHARE = Fraction(1, 5)
 CLICK_FADE_S = 0.008
 
-TARGET_LUFS = -14.0
 CEILING_DBTP = -1.0
 # AAC moves peaks a little; the limiter works that much lower.
 CODEC_HEADROOM_DB = 0.5
@@ -100,7 +100,7 @@ def mux_film(
     codec: Codec = "h264",
     shots: Sequence[RenderShot] = (),
     original_audio: float = 0.0,
-    target_lufs: float = TARGET_LUFS,
+    target_lufs: float = DEFAULT_LOUDNESS_LUFS,
     on_progress: OnProgress | None = None,
 ) -> FilmSound:
     """Put the sound under the joined film `video` (`frames` at `fps`) and write the finished MP4.

@@ -45,6 +45,12 @@ def changed(**values: Any) -> str:
     return json.dumps(document)
 
 
+def test_a_loudness_of_its_own_is_kept() -> None:
+    edit = replace(an_edit(), loudness_lufs=-20.0)
+    assert from_json(to_json(edit)).loudness_lufs == -20.0
+    assert from_json(to_json(an_edit())).loudness_lufs == -14.0
+
+
 def test_the_file_has_exactly_the_documented_keys() -> None:
     document = json.loads(to_json(an_edit()))
     assert list(document) == ["schema", "fps", "size", "frames", "seed", "music", "shots", "left_out"]
