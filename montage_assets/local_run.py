@@ -200,6 +200,8 @@ def _faults(result: Any) -> list[Fault]:
             cause = data.error
             while cause.cause is not None:
                 cause = cause.cause
+            if cause.cls_name == "DagsterExecutionInterruptedError":
+                raise KeyboardInterrupt
             message = describe_cause(OSError(cause.message)) or cause.message.strip().splitlines()[0]
             found.append(Fault(event.step_key, message, False))
     return found or [Fault("run", "the run did not start; see its log in the Dagster UI", False)]

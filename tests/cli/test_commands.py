@@ -222,3 +222,18 @@ def test_two_folders_of_one_name_are_two_montages(folder: Path, home: dict[str, 
     assert first.returncode == second.returncode == 0
     films = {line for done in (first, second) for line in done.stdout.splitlines() if line.startswith("film:")}
     assert len(films) == 2
+
+
+def test_an_interrupted_run_says_that_it_can_go_on(folder: Path, home: dict[str, str], tmp_path: Path) -> None:
+    run = subprocess.Popen(
+        [*COMMAND, "make", str(folder)], env={**os.environ, **home}, stderr=subprocess.PIPE, text=True
+    )
+    assert run.stderr is not None
+    for line in run.stderr:
+        if line.startswith("footage"):
+            run.send_signal(signal.SIGINT)
+            break
+    said = run.stderr.read()
+    assert run.wait() == 1
+    assert "montage: stopped; finished work is kept, run the same command again to go on" in said
+    assert "Traceback" not in said
