@@ -75,7 +75,7 @@ def montage(
     name = montage_of(context)
     made_of = _made_of(footage, clip_selections.edit, rendered_segments)
     with plain_failures():
-        film = _film_before(root, name, made_of)
+        film = _film_before(root, name, clip_selections.edit, made_of)
         if film is None:
             film = make_film(root, name, footage, clip_selections.edit, rendered_segments, made_of, context.log.info)
         else:
@@ -162,8 +162,8 @@ def _made_of(footage: Footage, edit: EditList, segments: Segments) -> str:
     )
 
 
-def _film_before(root: DataRoot, name: str, made_of: str) -> Film | None:
-    """The film as it stands, when it was made of the same things and is still there whole."""
+def _film_before(root: DataRoot, name: str, edit: EditList, made_of: str) -> Film | None:
+    """The film as it stands, when it was made of the same things and is still there whole, with its edit list."""
     record = layout.record(name, "montage")
     if not root.exists(record):
         return None
@@ -172,6 +172,9 @@ def _film_before(root: DataRoot, name: str, made_of: str) -> Film | None:
     except ValueError:  # an older version's record; the film is made again
         return None
     if film.made_of != made_of or not root.exists(film.edit_list):
+        return None
+    # A run that was killed between the two may have put another film's edit list beside this one.
+    if root.read_bytes(film.edit_list) != edit_lists.to_json(edit).encode():
         return None
     sizes = {file.name: file.size for file in root.list_files(film.film.rpartition("/")[0], recursive=False)}
     return film if sizes.get(layout.FILM) == film.size_bytes else None

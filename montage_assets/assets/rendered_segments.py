@@ -90,7 +90,7 @@ def plan_segments(
     with plain_failures():
         root = data_root()
         plan = segment_plan(footage, proxies, clip_selections.edit)
-        missing = [task for task in plan.segments if not root.exists(_report_key(task))]
+        missing = [task for task in plan.segments if not _is_done(root, task)]
     context.log.info(f"{len(plan.segments) - len(missing)} of {len(plan.segments)} segments are encoded already")
     yield dg.Output(plan, "plan")
     for task in missing:
@@ -191,6 +191,11 @@ def _segment_key(shots: Sequence[ShotSource], fmt: OutputFormat) -> str:
 
 def _report_key(task: SegmentTask) -> str:
     return str(PurePosixPath(task.key).with_suffix(".json"))
+
+
+def _is_done(root: DataRoot, task: SegmentTask) -> bool:
+    """Whether an earlier run finished this segment, and nobody deleted it since."""
+    return root.exists(_report_key(task)) and root.exists(task.key)
 
 
 def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -> SegmentReport:

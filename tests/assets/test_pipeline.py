@@ -105,6 +105,20 @@ def test_a_second_run_changes_nothing(data: Path, footage_folder: Path, instance
     assert snapshot(data / "output") == film
 
 
+def test_a_deleted_segment_and_a_foreign_edit_list_are_made_again(
+    data: Path, footage_folder: Path, instance: dg.DagsterInstance
+) -> None:
+    put_in(data, footage_folder)
+    assert run_job("holiday", instance).success
+    edit_list = data / "output" / "holiday" / "montage.json"
+    film, edit = edit_list.with_suffix(".mp4").read_bytes(), edit_list.read_text()
+    sorted((data / "work" / "segments").rglob("*.ts"))[0].unlink()
+    edit_list.write_text(edit.replace('"seed": 0', '"seed": 5'))
+    assert run_job("holiday", instance).success
+    assert edit_list.read_text() == edit
+    assert edit_list.with_suffix(".mp4").read_bytes() == film
+
+
 def test_another_song_decodes_no_clip_again(data: Path, footage_folder: Path, instance: dg.DagsterInstance) -> None:
     from tests.media.synth_footage import write_song
 
