@@ -195,7 +195,8 @@ def _nvidia(machine: Machine) -> list[Gpu]:
     if not printed or _jetson(machine):
         return []
     rows = [[cell.strip() for cell in row] for row in csv.reader(printed.splitlines()) if len(row) >= 2]
-    return [Gpu(name, _mib_to_gb(memory), likely_encoders(_with_vendor("NVIDIA", name))) for name, memory, *_ in rows]
+    named = [(_with_vendor("NVIDIA", name), _mib_to_gb(memory)) for name, memory, *_ in rows]
+    return [Gpu(name, vram_gb, likely_encoders(name)) for name, vram_gb in named]
 
 
 def _mib_to_gb(text: str) -> float | None:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from montage_assets.cluster.errors import ClusterError
 
 TIMEOUT_S = 3.0
@@ -53,9 +55,9 @@ def read_node_objects(
 
 def _access(environment: Mapping[str, str]) -> str | None:
     """The kubeconfig files to use, None for a pod's own account. Costs no import of the client."""
-    if environment.get("KUBERNETES_SERVICE_HOST"):
-        return None
     named = environment.get("KUBECONFIG", "")
+    if environment.get("KUBERNETES_SERVICE_HOST") and not named:
+        return None
     files = [file for file in named.split(os.pathsep) if file] or [str(Path("~/.kube/config").expanduser())]
     present = [file for file in files if Path(file).expanduser().is_file()]
     if not present:
@@ -100,7 +102,9 @@ def _configure(configuration: Any, kubeconfig: str | None) -> None:
             loader.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
     except Exception as error:  # the loader lets through whatever a malformed file makes it stumble over
         what = "this pod's service account" if kubeconfig is None else f"the kubeconfig {kubeconfig}"
-        raise KubernetesUnavailableError(f"{what} cannot be used: {_one_line(error)}") from None
+        known = isinstance(error, (config.ConfigException, yaml.YAMLError, OSError))
+        fault = _one_line(error) if known else "it is malformed; see `kubectl config view`"
+        raise KubernetesUnavailableError(f"{what} cannot be used: {fault}") from None
 
 
 def _reason(error: Exception, host: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from montage_assets.cluster.errors import ClusterError
-from montage_assets.cluster.gpus import has_no_encoder, is_jetson, likely_encoders
+from montage_assets.cluster.gpus import GPUType, gpu_type, has_no_encoder, is_jetson, likely_encoders
 from montage_assets.cluster.node import GPU_VENDOR_DOMAINS, NodeCapability, normal_arch
 from montage_assets.cluster.quantities import parse_quantity
 
@@ -103,7 +103,7 @@ def _nvidia(labels: Mapping[str, str], _: Mapping[str, int], kernel: str) -> tup
     if "tegra" in kernel and not is_jetson(product):  # the kernel of Jetson modules says so where no label does
         product = "nvidia_jetson"
     vram_gb = round(int(memory) / 1024, 1) if memory.isdecimal() and int(memory) else None
-    return product or "nvidia", vram_gb
+    return product if gpu_type(product) is GPUType.NVIDIA else f"NVIDIA-{product}".rstrip("-"), vram_gb
 
 
 def _amd(labels: Mapping[str, str], _: Mapping[str, int], __: str) -> tuple[str, float | None]:

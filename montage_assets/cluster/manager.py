@@ -151,8 +151,8 @@ def find_catalog(settings: Settings) -> Catalog | None:
         text = root.read_bytes(CATALOG_FILE).decode()
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClusterError(f"{root.where(CATALOG_FILE)} cannot be read: {error}") from None
+    except Exception as error:  # a bucket's client raises errors of its own
+        raise ClusterError(f"{root.where(CATALOG_FILE)} cannot be read: {' '.join(str(error).split())}") from None
     return root.where(CATALOG_FILE), parse_nodes(text, root.where(CATALOG_FILE))
 
 

@@ -149,7 +149,11 @@ class NodeCapability(BaseModel):
     @property
     def has_big_gpu(self) -> bool:
         """Whether the GPU is worth keeping the node free for: a card or a Jetson, not the graphics in a CPU."""
-        return self.gpu is not None and (self.gpu_type is GPUType.NVIDIA or (self.vram_gb or 0) >= 2)
+        if self.gpu is None:
+            return False
+        if self.vram_gb is None:
+            return self.gpu_type is GPUType.NVIDIA or "amd.com/gpu" in self.resources
+        return self.vram_gb >= 2
 
     @property
     def good_at(self) -> tuple[str, ...]:
