@@ -7,6 +7,7 @@ argument parsing and printing (`cli`).
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import re
@@ -103,6 +104,7 @@ def run_montage(
     """Run the job for one montage in this process and follow it on `display`."""
     import dagster as dg
 
+    _collect_garbage_seldom()
     warnings.filterwarnings("ignore", module="dagster")
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     processes = processes_for(input_bytes, os.cpu_count() or 1, settings.workers)
@@ -133,6 +135,15 @@ def refuse_full_disk(root: DataRoot) -> None:
     free = root.free_bytes()
     if free is not None and free < LEAST_FREE_BYTES:
         raise OSError(errno.ENOSPC, "too little space", root.where(""))
+
+
+def _collect_garbage_seldom() -> None:
+    """Look no more through the half million objects of Dagster that live as long as this process does.
+
+    That is a tenth of the cost of a run that finds everything done.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 class _Follower:
