@@ -66,12 +66,19 @@ def as_the_python_client_spells_it(value: Any) -> Any:
 
 
 @contextmanager
-def api_server(body: object = None, status: int = 200, silent: bool = False) -> Iterator[str]:
-    """A server on this machine that answers /api/v1/nodes with `body`, or never answers at all. Yields its URL."""
+def api_server(
+    body: object = None, status: int = 200, silent: bool = False, asked: list[str] | None = None
+) -> Iterator[str]:
+    """A server on this machine that answers /api/v1/nodes with `body`, or never answers at all. Yields its URL.
+
+    The paths asked for are added to `asked`.
+    """
     released = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if asked is not None:
+                asked.append(self.path)
             if silent:
                 released.wait(30)
                 return

@@ -152,6 +152,12 @@ def test_unlimited_groups_of_version_1_are_no_limit(machine: FakeMachine) -> Non
     assert (cpu_cores(machine), ram_gb(machine)) == (16, 64)
 
 
+def test_an_unlimited_group_is_no_memory_to_count_on(machine: FakeMachine) -> None:
+    machine.file("/proc/self/cgroup", "4:memory:/")
+    machine.file("/sys/fs/cgroup/memory/memory.limit_in_bytes", 9223372036854771712)
+    assert local_node(machine).assumed == ("ram_gb",)
+
+
 # NVIDIA
 
 

@@ -67,11 +67,13 @@ def test_an_api_that_is_not_there_is_not_reachable(tmp_path: Path) -> None:
     assert "is not reachable: " in reason(tmp_path, url)
 
 
-def test_an_api_that_stays_silent_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_api_that_stays_silent_is_given_up_after_one_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("kubernetes")
     monkeypatch.setattr(kubernetes_api, "TIMEOUT_S", 0.2)
-    with api_server(silent=True) as url:
+    asked: list[str] = []
+    with api_server(silent=True, asked=asked) as url:
         assert "is not reachable: " in reason(tmp_path, url)
+    assert asked == ["/api/v1/nodes"]
 
 
 def test_whatever_hangs_the_whole_attempt_has_a_deadline(tmp_path: Path) -> None:

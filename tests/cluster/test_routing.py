@@ -30,7 +30,7 @@ from tests.cluster.clusters import (
 EVERY_SIZE = [None, (640, 360), FULL_HD, (1080, 1920), (2560, 1440), FOUR_K, (2160, 3840), EIGHT_K]
 
 
-@pytest.mark.parametrize("resolution", [FOUR_K, (4096, 2160), (2160, 3840), (1440, 2560), EIGHT_K])
+@pytest.mark.parametrize("resolution", [FOUR_K, (4096, 2160), (2880, 2160), (2160, 3840), (1440, 2560), EIGHT_K])
 def test_the_final_render_of_2160_lines_and_more_goes_to_the_amd_server(resolution: tuple[int, int]) -> None:
     assert select_node_for_task("final_render", resolution, Nodes(plan())) == AMD
 
@@ -237,6 +237,11 @@ def test_the_ranking_names_every_node_once_and_the_unfit_last() -> None:
         ranked = router(plan()).rank(task, resolution)
         assert sorted(candidate.node.name for candidate in ranked) == sorted(entry.name for entry in plan())
         assert [c.suitable for c in ranked] == sorted((c.suitable for c in ranked), reverse=True)
+
+
+def test_of_equal_nodes_the_one_whose_numbers_are_known_comes_first() -> None:
+    guessed = node("guessed", assumed=["cpu_cores", "ram_gb"])
+    assert router([guessed, node("stated")]).route_task("cpu_intensive").name == "stated"
 
 
 def test_the_order_of_equal_nodes_is_the_order_of_the_file() -> None:
