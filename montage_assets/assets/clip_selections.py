@@ -13,6 +13,7 @@ from montage_assets.assets.scene_shards import Scenes
 from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
 from montage_assets.media.beat_analysis import BeatAnalysis
+from montage_assets.media.clip import Clip
 from montage_assets.media.edit_list import EditList, EditMusic, cut_errors_s
 from montage_assets.media.film_format import film_rate, film_size
 from montage_assets.media.frame_scores import FrameScores, load_scores
@@ -28,9 +29,10 @@ _SHOTS_ON_SHEET = 60
 
 @dataclass(frozen=True)
 class Selection:
-    """The edit, and what the user should know of how it came about."""
+    """The edit, the clips it may use, and what the user should know of how it came about."""
 
     edit: EditList
+    clips: list[Clip]
     notes: list[str]
 
 
@@ -53,18 +55,19 @@ def clip_selections(
     for note in selection.notes:
         context.log.info(note)
     metadata = _metadata(selection.edit, selection.notes)
-    metadata["contact sheet"] = picture(_contact_sheet(selection.edit, footage, scores), "the shots in order")
+    metadata["contact sheet"] = picture(
+        _contact_sheet(selection.edit, scene_shards.clips, scores), "the shots in order"
+    )
     return dg.MaterializeResult(value=selection, metadata=metadata)
 
 
 def select(footage: Footage, scenes: Scenes, beats: BeatAnalysis, scores: Mapping[str, FrameScores]) -> Selection:
     """The edit of the measured footage to the analysed song. Raises MediaError when none is possible."""
     spec = footage.spec
-    clips = by_name(footage.clips)
+    clips = by_name(scenes.clips)
     signals = [clip_signals(clips[found.clip], scores[found.clip], found) for found in scenes.scenes]
-    usable = [clips[found.clip] for found in scenes.scenes]
-    width, height = film_size(usable, spec.size())
-    fps = film_rate(usable, spec.rate())
+    width, height = film_size(scenes.clips, spec.size())
+    fps = film_rate(scenes.clips, spec.rate())
     pace = pace_named(spec.pace, min_shot_s=spec.min_shot, max_shot_s=spec.max_shot)
     duration_s, why = choose_duration(
         beats.duration_s, spec.music_start, usable_footage_s(signals), spec.duration, beats
@@ -95,7 +98,9 @@ def select(footage: Footage, scenes: Scenes, beats: BeatAnalysis, scores: Mappin
         loudness_lufs=spec.loudness,
         left_out=sorted([*footage.left_out, *scenes.left_out], key=lambda entry: entry.clip),
     )
-    return Selection(edit, [f"Length of the film: {why}", beats.explanation, *plan.notes, *what_gave_way(shots)])
+    return Selection(
+        edit, scenes.clips, [f"Length of the film: {why}", beats.explanation, *plan.notes, *what_gave_way(shots)]
+    )
 
 
 def _scores(root: DataRoot, footage: Footage, scenes: Scenes) -> dict[str, FrameScores]:
@@ -105,8 +110,8 @@ def _scores(root: DataRoot, footage: Footage, scenes: Scenes) -> dict[str, Frame
     }
 
 
-def _contact_sheet(edit: EditList, footage: Footage, scores: Mapping[str, FrameScores]) -> bytes:
-    clips = by_name(footage.clips)
+def _contact_sheet(edit: EditList, usable: Sequence[Clip], scores: Mapping[str, FrameScores]) -> bytes:
+    clips = by_name(usable)
     shown = edit.shots[:_SHOTS_ON_SHEET]
     pictures = []
     for shot in shown:

@@ -1,11 +1,8 @@
-"""What every asset shares: its group, owners and kinds, the data root of this process, result storage."""
+"""What every asset shares: its group and owners, the data root of this process, names of clips and of mapped steps."""
 
 from collections.abc import Iterable
 from typing import Any, Final
 
-import dagster as dg
-
-from montage_assets import layout
 from montage_assets.data_root import DataRoot
 from montage_assets.media.clip import Clip
 from montage_assets.settings import Settings
@@ -38,22 +35,3 @@ def by_name(clips: Iterable[Clip]) -> dict[str, Clip]:
 def mapping_key(kind: str, number: int) -> str:
     """The key of one mapped step, e.g. shard_2."""
     return f"{kind}_{number}"
-
-
-def seconds(value: float) -> dg.MetadataValue:
-    """Seconds for the UI, rounded for people."""
-    return dg.MetadataValue.float(round(value, 2))
-
-
-__all__ = [
-    "GROUP",
-    "OWNERS",
-    "TASK_TAG",
-    "by_name",
-    "clip_source",
-    "data_root",
-    "layout",
-    "mapping_key",
-    "montage_of",
-    "seconds",
-]

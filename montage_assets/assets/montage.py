@@ -77,7 +77,7 @@ def montage(
     with plain_failures():
         film = _film_before(root, name, clip_selections.edit, made_of)
         if film is None:
-            film = make_film(root, name, footage, clip_selections.edit, rendered_segments, made_of, context.log.info)
+            film = make_film(root, name, footage, clip_selections, rendered_segments, made_of, context.log.info)
         else:
             context.log.info("nothing has changed; the film is as it was")
     context.log.info(f"the film is at {root.where(film.film)}")
@@ -101,12 +101,13 @@ def make_film(
     root: DataRoot,
     name: str,
     footage: Footage,
-    edit: EditList,
+    selection: Selection,
     segments: Segments,
     made_of: str,
     log: Callable[[str], None],
 ) -> Film:
     """Join the segments, put the song under them, publish film and edit list. Raises MediaError."""
+    edit = selection.edit
     fmt = output_format(edit, footage.spec)
     rendered = [
         RenderedSegment(
@@ -132,7 +133,7 @@ def make_film(
             frames=edit.frames,
             fps=edit.fps,
             codec=fmt.codec,
-            shots=_shots_with_sound(root, footage, edit),
+            shots=_shots_with_sound(root, footage, selection),
             original_audio=footage.spec.original_audio,
             target_lufs=edit.loudness_lufs,
             on_progress=FrameCounter(log, "mixing the sound", edit.frames).at_time(float(edit.fps)),
@@ -157,7 +158,7 @@ def _made_of(footage: Footage, edit: EditList, segments: Segments) -> str:
         music=footage.music.fingerprint,
         edit=edit_lists.to_json(edit),
         original_audio=footage.spec.original_audio,
-        algorithm=soundtrack.ALGORITHM,
+        algorithms=[join.ALGORITHM, soundtrack.ALGORITHM],
         ffmpeg=ffmpeg_version(),
     )
 
@@ -180,12 +181,12 @@ def _film_before(root: DataRoot, name: str, edit: EditList, made_of: str) -> Fil
     return film if sizes.get(layout.FILM) == film.size_bytes else None
 
 
-def _shots_with_sound(root: DataRoot, footage: Footage, edit: EditList) -> list[RenderShot]:
+def _shots_with_sound(root: DataRoot, footage: Footage, selection: Selection) -> list[RenderShot]:
     if footage.spec.original_audio == 0:
         return []
-    clips = by_name(footage.clips)
+    clips = by_name(selection.clips)
     shots = []
-    for shot in edit.shots:
+    for shot in selection.edit.shots:
         clip = clips[shot.clip]
         ticks = round(Fraction(shot.source_start_s) / clip.time_base)
         path = root.local_file(clip_source(footage.folder, shot.clip))

@@ -4,29 +4,32 @@ Making a proxy decodes its clip, so the same step writes the clip's frame scores
 finds them done.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
 from montage_assets.assets import shard_steps
-from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, data_root, mapping_key
+from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, clip_source, data_root, mapping_key
 from montage_assets.assets.footage import Footage
 from montage_assets.assets.shard_steps import ShardPlan, ShardReport, ShardTask
+from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
 from montage_assets.media import proxies as proxy_media
 from montage_assets.media.clip import Clip, LeftOut
+from montage_assets.media.errors import MediaError, UnusableClip
+from montage_assets.media.shards import ClipRange
 from montage_assets.partitions import montage_partitions
 from montage_assets.settings import Settings
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """The proxy of one clip: its data-root key, and the clip as the proxy shows it."""
+    """The proxy of one clip and its data-root key."""
 
     name: str
     key: str
-    clip: Clip
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ def plan_proxies(
             if proxy_media.wants_proxy(clip)
             and not (root.exists(shard_steps.proxy_key(clip)) and root.exists(shard_steps.scores_key(clip)))
         ]
-        workers = shard_steps.workers_for(clips, Settings.from_environment())
-        plan, shards = shard_steps.plan_shards(root, footage.folder, clips, workers, with_proxy=True)
+        settings = Settings.from_environment()
+        plan, shards = shard_steps.plan_shards(root, footage.folder, footage.clips, clips, settings, with_proxy=True)
     yield dg.Output(plan, "plan")
     for shard in shards:
         yield dg.DynamicOutput(shard, mapping_key("shard", shard.index + 1), output_name="shards")
@@ -129,19 +132,38 @@ def report_table(reports: list[ShardReport]) -> dg.MetadataValue:
 
 def _join(context: dg.OpExecutionContext, footage: Footage, plan: ShardPlan, reports: list[ShardReport]) -> Proxies:
     root = data_root()
-    left_out = shard_steps.failures_in(reports)
-    unusable = {entry.clip for entry in left_out}
+    left_out = {entry.clip: entry for entry in shard_steps.failures_in(reports)}
     for clip in plan.clips:
-        if clip.name in unusable:
+        if clip.name in left_out:
             continue
-        ranges = plan.ranges[clip.name]
-        parts = [root.local_file(shard_steps.range_proxy_key(clip, part)) for part in ranges]
-        with root.writing(shard_steps.proxy_key(clip)) as out:
-            proxy_media.join_proxy(parts, clip, out)
-        shard_steps.merged_scores(root, footage.folder, clip, ranges, context.log)
-    made = [clip for clip in footage.clips if proxy_media.wants_proxy(clip) and clip.name not in unusable]
+        try:
+            ranges = plan.ranges[clip.name]
+            scores = shard_steps.merged_scores(root, footage.folder, clip, ranges, context.log)
+        except UnusableClip as error:
+            context.log.warning(f"{clip.name} is left out: it {error}")
+            left_out[clip.name] = LeftOut(clip.name, str(error))
+        else:
+            _join_one(root, footage.folder, clip, ranges, scores.frames, context.log)
+    made = [clip for clip in footage.clips if proxy_media.wants_proxy(clip) and clip.name not in left_out]
     return Proxies(
-        proxies=[Proxy(clip.name, shard_steps.proxy_key(clip), proxy_media.proxy_clip(clip)) for clip in made],
-        left_out=left_out,
+        proxies=[Proxy(clip.name, shard_steps.proxy_key(clip)) for clip in made],
+        left_out=sorted(left_out.values(), key=lambda entry: entry.clip),
         reports=reports,
     )
+
+
+def _join_one(root: DataRoot, folder: str, clip: Clip, ranges: Sequence[ClipRange], frames: int, log: Any) -> None:
+    """Put the parts of one proxy together; where they do not give the clip's frames, make it in one piece."""
+    with root.writing(shard_steps.proxy_key(clip)) as out:
+        parts = [root.local_file(shard_steps.range_proxy_key(clip, part)) for part in ranges]
+        if proxy_media.join_proxy(parts, clip, out) == frames:
+            return
+        log.warning(f"{clip.name}: its proxy is made again in one piece, since its parts do not fit together")
+        whole = out.with_suffix(".nut")
+        try:
+            source = root.local_file(clip_source(folder, clip.name))
+            proxy_media.make_proxy_part(source, clip, shard_steps.whole_range(clip), whole)
+            if proxy_media.join_proxy([whole], clip, out) != frames:
+                raise MediaError(f"the proxy of {clip.name} lacks frames of its clip; take the clip out and run again")
+        finally:
+            whole.unlink(missing_ok=True)

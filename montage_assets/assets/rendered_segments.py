@@ -20,7 +20,8 @@ from montage_assets.media.clip import Clip
 from montage_assets.media.edit_list import EditList, Shot
 from montage_assets.media.encoders import encode_flags, software_encoder
 from montage_assets.media.ffmpeg import Progress, ffmpeg_version
-from montage_assets.media.fingerprint import result_key
+from montage_assets.media.fingerprint import clip_key, result_key
+from montage_assets.media.proxies import proxy_clip
 from montage_assets.media.render import OutputFormat, RenderShot
 from montage_assets.partitions import montage_partitions
 from montage_assets.progress import FrameCounter
@@ -33,6 +34,8 @@ class ShotSource:
 
     source: str
     """Data-root key or absolute path."""
+    made_of: str
+    """Key of the content, wherever it lies."""
     clip: Clip
     in_time_s: Fraction
     frames: int
@@ -89,7 +92,7 @@ def plan_segments(
     """Group the shots; ask for the segments that are not encoded yet."""
     with plain_failures():
         root = data_root()
-        plan = segment_plan(footage, proxies, clip_selections.edit)
+        plan = segment_plan(footage, proxies, clip_selections)
         missing = [task for task in plan.segments if not _is_done(root, task)]
     context.log.info(f"{len(plan.segments) - len(missing)} of {len(plan.segments)} segments are encoded already")
     yield dg.Output(plan, "plan")
@@ -142,18 +145,19 @@ def output_format(edit: EditList, spec: MontageSpec) -> OutputFormat:
     return OutputFormat(edit.width, edit.height, edit.fps, spec.codec, spec.quality, spec.framing)
 
 
-def segment_plan(footage: Footage, proxies: Proxies, edit: EditList) -> SegmentPlan:
+def segment_plan(footage: Footage, proxies: Proxies, selection: Selection) -> SegmentPlan:
     """The film's segments. Depends on the edit alone, never on who renders it."""
+    edit = selection.edit
     fmt = output_format(edit, footage.spec)
-    clips = by_name(footage.clips)
+    clips = by_name(selection.clips)
     small = {proxy.name: proxy for proxy in proxies.proxies} if footage.spec.quality == "preview" else {}
     sources = []
     for shot in edit.shots:
         clip = clips[shot.clip]
         if shot.clip in small:
-            sources.append(_source(small[shot.clip].key, small[shot.clip].clip, shot))
+            sources.append(_source(small[shot.clip].key, small[shot.clip].key, proxy_clip(clip), shot))
         else:
-            sources.append(_source(clip_source(footage.folder, shot.clip), clip, shot))
+            sources.append(_source(clip_source(footage.folder, shot.clip), clip_key(clip), clip, shot))
     groups = render.plan_segments([_render_shot(source, "") for source in sources], edit.fps)
     tasks = []
     for index, group in enumerate(groups):
@@ -162,10 +166,10 @@ def segment_plan(footage: Footage, proxies: Proxies, edit: EditList) -> SegmentP
     return SegmentPlan(tasks)
 
 
-def _source(source: str, clip: Clip, shot: Shot) -> ShotSource:
+def _source(source: str, made_of: str, clip: Clip, shot: Shot) -> ShotSource:
     # The shot's seconds are the rounded form of a whole number of the clip's ticks.
     ticks = round(Fraction(shot.source_start_s) / clip.time_base)
-    return ShotSource(source, clip, ticks * clip.time_base, shot.frames)
+    return ShotSource(source, made_of, clip, ticks * clip.time_base, shot.frames)
 
 
 def _render_shot(source: ShotSource, path: str) -> RenderShot:
@@ -177,10 +181,7 @@ def _render_shot(source: ShotSource, path: str) -> RenderShot:
 def _segment_key(shots: Sequence[ShotSource], fmt: OutputFormat) -> str:
     encoder = software_encoder(fmt.codec)
     key = result_key(
-        shots=[
-            [shot.clip.fingerprint, shot.clip.width, shot.clip.codec, str(shot.in_time_s), shot.frames]
-            for shot in shots
-        ],
+        shots=[[shot.made_of, str(shot.in_time_s), shot.frames] for shot in shots],
         format=[fmt.width, fmt.height, str(fmt.fps), fmt.framing],
         flags=encode_flags(encoder, fmt.quality, fmt.fps),
         algorithm=render.ALGORITHM,

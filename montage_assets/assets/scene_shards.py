@@ -19,6 +19,7 @@ from montage_assets.io import dump_record, read_record
 from montage_assets.media.clip import Clip, LeftOut
 from montage_assets.media.errors import MediaError, UnusableClip
 from montage_assets.media.fingerprint import result_key
+from montage_assets.media.frame_scores import FrameScores
 from montage_assets.media.scenes import SceneList, detect_scenes
 from montage_assets.media.shards import ClipRange
 from montage_assets.partitions import montage_partitions
@@ -30,8 +31,9 @@ ALGORITHM = 1
 
 @dataclass(frozen=True)
 class Scenes:
-    """The scenes of every usable clip."""
+    """The scenes of every usable clip. `clips` start where their first decoded frame does."""
 
+    clips: list[Clip]
     scenes: list[SceneList]
     left_out: list[LeftOut]
     reports: list[ShardReport]
@@ -53,8 +55,8 @@ def plan_scene_shards(
             for clip in footage.clips
             if clip.name not in unusable and not root.exists(shard_steps.scores_key(clip))
         ]
-        workers = shard_steps.workers_for(clips, Settings.from_environment())
-        plan, shards = shard_steps.plan_shards(root, footage.folder, clips, workers, with_proxy=False)
+        settings = Settings.from_environment()
+        plan, shards = shard_steps.plan_shards(root, footage.folder, footage.clips, clips, settings, with_proxy=False)
     todo = sum(len(shard.tasks) for shard in shards)
     context.log.info(f"{len(footage.clips) - len(clips)} clips are scored already; {todo} parts are to do")
     yield dg.Output(plan, "plan")
@@ -115,7 +117,8 @@ def _merge(
 ) -> Scenes:
     root = data_root()
     left_out = {entry.clip: entry for entry in [*proxies.left_out, *shard_steps.failures_in(reports)]}
-    found = []
+    clips: list[Clip] = []
+    found: list[SceneList] = []
     for clip in footage.clips:
         if clip.name in left_out:
             continue
@@ -125,10 +128,11 @@ def _merge(
             context.log.warning(f"{clip.name} is left out: it {error}")
             left_out[clip.name] = LeftOut(clip.name, str(error))
         else:
+            clips.append(_as_decoded(clip, scenes))
             found.append(scenes)
     if not found:
         raise MediaError(f"no clip of {footage.montage} can be decoded: " + _reasons(left_out.values()))
-    return Scenes(found, sorted(left_out.values(), key=lambda entry: entry.clip), list(reports))
+    return Scenes(clips, found, sorted(left_out.values(), key=lambda entry: entry.clip), list(reports))
 
 
 def _scenes_of(root: DataRoot, footage: Footage, clip: Clip, parts: Sequence[ClipRange], log: Any) -> SceneList:
@@ -149,17 +153,28 @@ def _scenes_of(root: DataRoot, footage: Footage, clip: Clip, parts: Sequence[Cli
     if root.exists(stored) and root.exists(scores_key):
         return replace(read_record(root, stored, SceneList), clip=clip.name)
     scores = shard_steps.merged_scores(root, footage.folder, clip, parts, log)
-    _refuse_mostly_lost(clip, scores.frames)
+    _refuse_mostly_lost(clip, scores)
     scenes = detect_scenes(clip, scores, detector, threshold)
     root.write_bytes(stored, dump_record(scenes))
     return scenes
 
 
-def _refuse_mostly_lost(clip: Clip, frames: int) -> None:
+def _as_decoded(clip: Clip, scenes: SceneList) -> Clip:
+    """The clip with its zero at the first frame that really comes out of the decoder, and all its frames counted.
+
+    Selection counts from that frame, so rendering must: what a container announces before it (frames of an open
+    GOP whose start was cut off, say) never becomes a picture.
+    """
+    late_s = float((scenes.first_pts - clip.first_pts) * clip.time_base)
+    return replace(clip, first_pts=scenes.first_pts, duration_s=clip.duration_s - late_s, frames_estimate=scenes.frames)
+
+
+def _refuse_mostly_lost(clip: Clip, scores: FrameScores) -> None:
     """A clip that loses a tenth of its frames in decoding is damaged in more places than those."""
-    expected = min(clip.frames_estimate, round(clip.duration_s * clip.fps))
-    if frames < 0.9 * expected - 2:
-        raise UnusableClip(f"is damaged: only {frames} of its {expected} frames can be decoded; copy it again")
+    length_s = clip.duration_s - float((int(scores.pts[0]) - clip.first_pts) * clip.time_base)
+    expected = min(clip.frames_estimate, round(length_s * clip.fps))
+    if scores.frames < 0.9 * expected - 2:
+        raise UnusableClip(f"is damaged: only {scores.frames} of its {expected} frames can be decoded; copy it again")
 
 
 def _reasons(left_out: Iterable[LeftOut]) -> str:

@@ -14,9 +14,9 @@ from montage_assets.assets.common import clip_source
 from montage_assets.data_root import DataRoot
 from montage_assets.media import frame_scores, proxies
 from montage_assets.media.clip import Clip, LeftOut
-from montage_assets.media.errors import MediaError, UnusableClip
+from montage_assets.media.errors import FfmpegFailed, UnusableClip
 from montage_assets.media.ffmpeg import ffmpeg_version
-from montage_assets.media.fingerprint import result_key
+from montage_assets.media.fingerprint import clip_key, result_key
 from montage_assets.media.frame_scores import FrameScores
 from montage_assets.media.keyframes import keyframe_finder
 from montage_assets.media.shards import (
@@ -110,17 +110,28 @@ def workers_for(clips: Sequence[Clip], settings: Settings) -> int:
 
 
 def plan_shards(
-    root: DataRoot, folder: str, clips: Sequence[Clip], workers: int, *, with_proxy: bool
+    root: DataRoot,
+    folder: str,
+    footage: Sequence[Clip],
+    missing: Sequence[Clip],
+    settings: Settings,
+    *,
+    with_proxy: bool,
 ) -> tuple[ShardPlan, list[ShardTask]]:
-    """Cut clips into ranges and bundle those still to do into at most `workers` shards of like cost."""
-    counts = ranges_per_clip(clips, workers)
-    ranges = {clip.name: _cut(root, folder, clip, counts[clip.name]) for clip in clips}
-    tasks = [RangeTask(clip, part, with_proxy) for clip in clips for part in ranges[clip.name]]
+    """Cut the missing clips into ranges and bundle those still to do into one shard per worker, of like cost.
+
+    The borders depend on all the footage, not on what is missing: a run that goes on where another stopped must
+    find its ranges again.
+    """
+    workers = workers_for(footage, settings)
+    counts = ranges_per_clip(footage, workers)
+    ranges = {clip.name: _cut(root, folder, clip, counts[clip.name]) for clip in missing}
+    tasks = [RangeTask(clip, part, with_proxy) for clip in missing for part in ranges[clip.name]]
     undone = [task for task in tasks if not _is_done(root, task)]
     shares = assign_balanced([task.part.cost for task in undone], workers)
     bundles = [[undone[item] for item in share] for share in shares if share]
     shards = [ShardTask(folder, index, len(bundles), bundle) for index, bundle in enumerate(bundles)]
-    return ShardPlan(list(clips), ranges), shards
+    return ShardPlan(list(missing), ranges), shards
 
 
 def _is_done(root: DataRoot, task: RangeTask) -> bool:
@@ -168,11 +179,11 @@ def failures_in(reports: Sequence[ShardReport]) -> list[LeftOut]:
 
 
 def _analysis_key(clip: Clip) -> str:
-    return result_key(source=clip.fingerprint, algorithm=frame_scores.ALGORITHM, ffmpeg=ffmpeg_version())
+    return result_key(clip=clip_key(clip), algorithm=frame_scores.ALGORITHM, ffmpeg=ffmpeg_version())
 
 
 def _proxy_result_key(clip: Clip) -> str:
-    return result_key(source=clip.fingerprint, algorithm=proxies.ALGORITHM, ffmpeg=ffmpeg_version())
+    return result_key(clip=clip_key(clip), algorithm=proxies.ALGORITHM, ffmpeg=ffmpeg_version())
 
 
 def _range_key(whole: str, part: ClipRange) -> str:
@@ -195,7 +206,9 @@ def _do_range(root: DataRoot, folder: str, task: RangeTask, log: Any) -> RangeRe
         frames = _score(root, folder, task, counter).frames
     except UnusableClip as error:
         failure = str(error)
-    except MediaError as error:
+    except FfmpegFailed as error:
+        if error.from_outside:
+            raise
         failure = f"cannot be decoded ({error})"
     if failure:
         log.warning(f"{task.clip.name} is left out: it {failure}")

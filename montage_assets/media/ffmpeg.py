@@ -126,7 +126,7 @@ def run_ffmpeg(
                 timer.cancel()
         text = log.text()
     if code != 0:
-        raise FfmpegFailed(_failure(what, code, text, timeout_s if timed_out else None), text)
+        raise _failure(what, code, text, timeout_s if timed_out else None)
     return text
 
 
@@ -155,7 +155,7 @@ def ffmpeg_output(args: Sequence[str], *, what: str, level: str = "error") -> It
         code = process.wait()
         text = log.text()
     if read_to_end and code != 0:
-        raise FfmpegFailed(_failure(what, code, text, None), text)
+        raise _failure(what, code, text, None)
 
 
 class _LogTail:
@@ -208,11 +208,14 @@ def _number(text: str) -> float:
         return 0.0
 
 
-def _failure(what: str, code: int, log: str, timeout_s: float | None) -> str:
+def _failure(what: str, code: int, log: str, timeout_s: float | None) -> FfmpegFailed:
     if timeout_s is not None:
-        return f"{what} took longer than {timeout_s:g} s and was stopped"
+        return FfmpegFailed(f"{what} took longer than {timeout_s:g} s and was stopped", log)
     if _DISK_FULL in log:
-        return f"{what} failed: the disk is full; free some space and run again: finished work is kept"
+        full = f"{what} failed: the disk is full; free some space and run again: finished work is kept"
+        return FfmpegFailed(full, log, from_outside=True)
+    if code < 0:
+        killed = f"{what} failed: ffmpeg was killed (signal {-code}), perhaps for want of memory; run again"
+        return FfmpegFailed(killed, log, from_outside=True)
     last = [line for line in log.splitlines() if line.strip()]
-    reason = last[-1].strip() if last else f"ffmpeg ended with code {code}"
-    return f"{what} failed: {reason}"
+    return FfmpegFailed(f"{what} failed: {last[-1].strip() if last else f'ffmpeg ended with code {code}'}", log)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import IO
+
+from montage_assets.media.clip import Clip
 
 WHOLE_FILE_BYTES = 64 << 20
 _SAMPLES = 64
@@ -51,6 +54,13 @@ def quick_fingerprint_of(stream: IO[bytes], size_bytes: int) -> str:
 def result_key(**ingredients: object) -> str:
     """Key of a result, 24 hex digits, from everything that could change it."""
     return hashlib.blake2b(_canonical(ingredients).encode(), digest_size=12).hexdigest()
+
+
+def clip_key(clip: Clip) -> str:
+    """Key of all that a result takes from a clip: its content and what ingest made of it, but not its name."""
+    known = asdict(clip)
+    del known["name"]
+    return result_key(**known)
 
 
 def _canonical(value: object) -> str:

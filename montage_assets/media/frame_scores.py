@@ -29,7 +29,7 @@ from montage_assets.media.shards import ClipRange
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ALGORITHM = 2
+ALGORITHM = 3
 """Part of every score's key; raised whenever a change of this module changes a score."""
 
 LONG_SIDE = 256
@@ -177,7 +177,7 @@ def _frames_of_range(
     read from there, which would cut off the end of the range.
     """
     held: tuple[int, NDArray[np.uint8]] | None = None
-    with ffmpeg_output(args, what=f"decoding {clip.name}", level="fatal") as pipe:
+    with ffmpeg_output(args, what=f"decoding {clip.name}") as pipe:
         for pts, frame in read_frames(pipe, clip):
             if until_pts is not None and pts > until_pts:
                 continue  # a few at most; reading to the end lets a second output end in order

@@ -7,7 +7,7 @@ for leaving a file out. Does not belong here: per-frame measurement (`frame_scor
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -36,6 +36,8 @@ STILL_SUFFIXES = frozenset(
 
 MediaKind = Literal["video", "audio", "still", "other"]
 
+# How ffmpeg words the field order of an input stream.
+_INTERLACED = re.compile(r"Stream #0.*Video: .*\((?:[^)]*, )?(?:top|bottom)(?: coded)? first", re.MULTILINE)
 _FIRST_FRAME_TIMEOUT_S = 60.0
 _RATE_WINDOW_PACKETS = 240
 _THUMBNAIL_LONG_SIDE = 320
@@ -43,7 +45,6 @@ _THUMBNAIL_LONG_SIDE = 320
 _TRANSFERS: dict[int, Transfer] = {16: "pq", 18: "hlg"}
 _MATRICES: dict[int, Matrix] = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020"}
 _FULL_RANGE = 2
-_PROGRESSIVE_OR_UNKNOWN = (0, 1)
 # Untagged pictures of fewer lines are taken for standard definition, as players do.
 _HD_LINES = 720
 
@@ -75,8 +76,9 @@ def ingest_clip(path: Path, name: str, fingerprint: str) -> IngestedClip:
     if size == 0:
         raise UnusableClip("is empty (0 bytes)")
     probed = _probe(path, name, fingerprint, size)
-    thumbnail, rotation = _decode_one_frame(path, probed)
-    return IngestedClip(_turned(probed, rotation), thumbnail)
+    thumbnail, log = _decode_one_frame(path, probed)
+    interlaced = _INTERLACED.search(log) is not None
+    return IngestedClip(replace(_turned(probed, _rotation_in(log)), interlaced=interlaced), thumbnail)
 
 
 def _probe(path: Path, name: str, fingerprint: str, size: int) -> Clip:
@@ -158,7 +160,7 @@ def _clip_from(container: InputContainer, stream: VideoStream, name: str, finger
         display_height=height,
         sample_aspect=aspect,
         rotation=0,
-        interlaced=_field_order(codec) not in _PROGRESSIVE_OR_UNKNOWN,
+        interlaced=False,
         fps=timing.fps,
         variable_rate=timing.variable,
         frames_estimate=timing.frames,
@@ -172,10 +174,6 @@ def _clip_from(container: InputContainer, stream: VideoStream, name: str, finger
         audio_channels=0 if audio is None else int(audio.channels),
         audio_rate=0 if audio is None else int(audio.sample_rate),
     )
-
-
-def _field_order(codec: object) -> int:
-    return int(getattr(codec, "field_order", 0) or 0)
 
 
 def _sane_aspect(aspect: Fraction | None) -> Fraction:
@@ -201,7 +199,7 @@ def _timing(container: InputContainer, stream: VideoStream, size: int) -> _Timin
     head = _packet_times(container, stream, None)
     if not head:
         raise UnusableClip("holds no video data; the recording or the copy was cut off")
-    first = min(head)
+    first = head[0]
     declared_s = _declared_duration_s(container, stream)
     last = _last_time(container, stream, declared_s, first)
     span_s = float((last - first) * time_base)
@@ -233,17 +231,26 @@ def _refuse_truncated_index(stream: VideoStream, size: int) -> None:
 
 
 def _packet_times(container: InputContainer, stream: VideoStream, seek_to: int | None) -> list[int]:
-    """Presentation times of up to 240 video packets, from the start or from the keyframe before `seek_to`."""
+    """Presentation times, sorted, of up to 240 packets from the first keyframe on, or the one before `seek_to`.
+
+    Only of packets that become frames: an edit list discards the pre-roll of a trimmed MP4, and nothing before
+    a recording's first keyframe can be decoded, nor what comes after it in the file but is shown before it.
+    """
     if seek_to is not None:
         container.seek(seek_to, stream=stream, backward=True)
     times: list[int] = []
+    first: int | None = None
     for packet in container.demux(stream):
         time = packet.pts if packet.pts is not None else packet.dts
-        if time is not None and packet.size:
+        if time is None or not packet.size:
+            continue
+        if first is None and packet.is_keyframe:
+            first = time
+        if first is not None and time >= first and not packet.is_discard:
             times.append(time)
         if seek_to is None and len(times) >= _RATE_WINDOW_PACKETS:
             break
-    return times
+    return sorted(times)
 
 
 def _declared_duration_s(container: InputContainer, stream: VideoStream) -> float | None:
@@ -265,7 +272,7 @@ def _last_time(container: InputContainer, stream: VideoStream, declared_s: float
     if not tail:
         container.seek(0)
         tail = _packet_times(container, stream, first)
-    return max([first, *tail])
+    return max(first, *tail) if tail else first
 
 
 def _rate(stream: VideoStream, head: list[int], time_base: Fraction, step: Fraction | None) -> Fraction:
@@ -289,8 +296,8 @@ def _is_variable(times: list[int]) -> bool:
     return bool(steps) and max(steps) - min(steps) > max(2, 0.05 * max(steps))
 
 
-def _decode_one_frame(path: Path, clip: Clip) -> tuple[bytes, int]:
-    """A JPEG from a third into the clip, and the rotation ffmpeg applied; proves that the file decodes."""
+def _decode_one_frame(path: Path, clip: Clip) -> tuple[bytes, str]:
+    """A JPEG from a third into the clip, and what ffmpeg said of the file; proves that it decodes."""
     # A frame a third in says more of a clip than its first one; where seeking fails the first one serves.
     for seek_s in (clip.duration_s / 3, None):
         try:
@@ -300,7 +307,7 @@ def _decode_one_frame(path: Path, clip: Clip) -> tuple[bytes, int]:
     raise UnusableClip(f"cannot be decoded ({_last_words(reason)}); the file is damaged or encrypted")
 
 
-def _thumbnail(path: Path, seek_s: float | None) -> tuple[bytes, int]:
+def _thumbnail(path: Path, seek_s: float | None) -> tuple[bytes, str]:
     import tempfile
 
     side = _THUMBNAIL_LONG_SIDE
@@ -317,7 +324,7 @@ def _thumbnail(path: Path, seek_s: float | None) -> tuple[bytes, int]:
         )  # fmt: skip
         if not picture.exists() or picture.stat().st_size == 0:
             raise FfmpegFailed("decoding its first frame failed: no frame came out", log)
-        return picture.read_bytes(), _rotation_in(log)
+        return picture.read_bytes(), log
 
 
 def _rotation_in(log: str) -> int:
@@ -327,8 +334,6 @@ def _rotation_in(log: str) -> int:
 
 
 def _turned(clip: Clip, rotation: int) -> Clip:
-    from dataclasses import replace
-
     if rotation % 180 == 0:
         return replace(clip, rotation=rotation)
     return replace(clip, rotation=rotation, display_width=clip.display_height, display_height=clip.display_width)

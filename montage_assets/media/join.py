@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 
+ALGORITHM = 1
+"""Part of every film's key; raised whenever a change of this module changes the film."""
+
+
 @dataclass(frozen=True)
 class JoinedFilm:
     """The film without sound. `reencoded` are the segments (by place in the film) that were encoded twice."""

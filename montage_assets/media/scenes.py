@@ -31,6 +31,8 @@ class SceneList:
     clip: str
     fps: Fraction
     frames: int
+    first_pts: int
+    """Time of the first decoded frame, in the clip's time base; `cuts_s` counts from it."""
     cuts: list[int]
     cuts_s: list[float]
     """Times of the cuts in seconds from the clip's first frame."""
@@ -55,6 +57,7 @@ def detect_scenes(
         clip=clip.name,
         fps=clip.fps,
         frames=scores.frames,
+        first_pts=int(scores.pts[0]),
         cuts=cuts,
         cuts_s=[round(float(times[cut]), 6) for cut in cuts],
     )

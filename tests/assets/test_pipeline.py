@@ -257,3 +257,33 @@ def test_a_whole_run_works_on_s3(
 
 def test_definitions_can_be_overridden_for_tests() -> None:
     assert not build_definitions(sensors=[]).sensors
+
+
+def test_a_trimmed_clip_shows_the_frames_that_were_chosen(
+    data: Path, footage_folder: Path, instance: dg.DagsterInstance
+) -> None:
+    """A lossless trim keeps frames before the first shown one; no shot may be off by them."""
+    import subprocess
+
+    from montage_assets.media.ffmpeg import ffmpeg_program
+    from tests.media.synth_footage import SIZE, X264, write_clip
+
+    source = put_in(data, footage_folder)
+    for path in source.iterdir():
+        if path.suffix not in (".wav", ".yaml"):
+            path.unlink()
+    whole = data / "whole.mp4"
+    write_clip(whole, (60, 70, 80, 90), seed=5, encoder=(*X264[:-4], "-g", "100", "-pix_fmt", "yuv420p"))
+    command = [ffmpeg_program(), "-v", "error", "-ss", "0.8", "-i", whole, "-c", "copy", source / "trimmed.mp4"]
+    subprocess.run(command, check=True)
+    assert run_job("holiday", instance).success
+    with av.open(str(source / "trimmed.mp4")) as container:
+        shown = [frame.to_ndarray(format="gray") for frame in container.decode(video=0) if not frame.is_corrupt]
+    with av.open(str(data / "output" / "holiday" / "montage.mp4")) as container:
+        film = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+    width, height = SIZE
+    for shot in edit_of(data)["shots"]:  # type: ignore[attr-defined]
+        picture = film[shot["first_frame"]].astype(float)
+        chosen = shown[shot["source_frame"]].astype(float)
+        assert chosen.shape == picture.shape == (height, width)
+        assert np.abs(picture - chosen).mean() < 12, shot

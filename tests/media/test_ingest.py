@@ -6,6 +6,7 @@ import subprocess
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import pytest
 
 from montage_assets.media.clip import Clip
@@ -186,3 +187,24 @@ def test_files_are_told_apart_by_their_suffix() -> None:
         "still",
         "other",
     ]
+
+
+def test_a_trimmed_clip_starts_at_its_first_shown_frame(tmp_path: Path) -> None:
+    whole, trimmed = tmp_path / "whole.mp4", tmp_path / "trimmed.mp4"
+    write_clip(whole, (100,), encoder=(*X264[:-4], "-g", "50", "-pix_fmt", "yuv420p"))
+    command = [ffmpeg_program(), "-v", "error", "-ss", "1.2", "-i", whole, "-c", "copy", trimmed]
+    subprocess.run(command, check=True)
+    clip = ingested(trimmed)
+    assert clip.first_pts >= 0
+    assert clip.duration_s == pytest.approx(2.8, abs=0.05)
+
+
+def test_a_recording_cut_in_the_middle_of_a_gop_starts_at_its_first_keyframe(tmp_path: Path) -> None:
+    path = tmp_path / "cut.ts"
+    write_clip(path, (150,), encoder=(*X264[:-4], "-g", "50", "-bf", "2", "-pix_fmt", "yuv420p"))
+    data = path.read_bytes()
+    path.write_bytes(data[len(data) // 6 // 188 * 188 :])
+    clip = ingested(path)
+    with av.open(str(path)) as container:
+        times = [frame.pts for frame in container.decode(video=0)]
+    assert clip.first_pts == times[0]
