@@ -133,7 +133,7 @@ def described_by(live: Iterable[NodeCapability], described: Iterable[NodeCapabil
             "note": node.note or known.note,
         }
         if node.gpu is not None:
-            changes["gpu"] = known.gpu or node.gpu
+            changes["gpu"] = node.gpu if "gpu" in known.assumed or known.gpu is None else known.gpu
             changes["vram_gb"] = node.vram_gb if node.vram_gb is not None else known.vram_gb
             changes["encoders"] = known.encoders or node.encoders
         else:

@@ -109,8 +109,13 @@ class TaskRouter:
         best = next((candidate for candidate in ranked if candidate.suitable), None)
         if best is None:
             best = _largest_of_the_too_small(kind, resolution, ranked)
-        passed_over = [candidate for candidate in ranked[: ranked.index(best)] if candidate.closed]
-        instead = tuple(f"instead of {candidate.node.name} ({candidate.closed})" for candidate in passed_over)
+        # A node left to GPU work was never meant for the rest; that it would be faster is no news.
+        passed_over = [
+            f"{candidate.node.name} ({candidate.closed})"
+            for candidate in ranked[: ranked.index(best)]
+            if candidate.closed and not _is_left_to_gpu_work(candidate.node, PROFILES[kind])
+        ]
+        instead = (f"instead of {' and '.join(passed_over)}",) if passed_over else ()
         too_small = (f"though it {best.closed}: no node has it",) if best.closed else ()
         return Candidate(best.node, best.uses_gpu, best.speed, (*best.reasons, *too_small, *instead))
 
@@ -239,10 +244,14 @@ def _shortfall_of_gpu(node: NodeCapability, task: TaskType, resolution: Resoluti
     return ""
 
 
+def _is_left_to_gpu_work(node: NodeCapability, profile: TaskProfile) -> bool:
+    return node.gpu_taint is not None and profile.hardware == "none"
+
+
 def _closed(node: NodeCapability, task: TaskType, resolution: Resolution | None, profile: TaskProfile) -> str:
     if node.closed_to_all:
         return node.closed_to_all
-    if node.gpu_taint and profile.hardware == "none":
+    if _is_left_to_gpu_work(node, profile):
         return f"left to GPU work by taint {node.gpu_taint}"
     needed = ram_needed_gb(task, resolution)
     return f"has {node.ram_gb:g} GB RAM of {needed:g} needed" if node.ram_gb < needed else ""

@@ -159,7 +159,7 @@ def test_force_cpu_hides_all_gpus_in_every_mode(settings: Settings, changes: dic
 def live_plan(**amd: Any) -> Sequence[Mapping[str, Any]]:
     return [
         api_node(AMD, memory="46Gi", **{"resources": {"amd.com/gpu": "1"}, **amd}),
-        api_node(VAAPI, cpu="6", memory="15Gi", resources={"squat.ai/dri": "1"}),
+        api_node(VAAPI, cpu="6", memory="15Gi", resources={"gpu.intel.com/i915": "1"}),
         api_node("codeai-worker-amd64"),
         api_node("newcomer"),
     ]
@@ -176,6 +176,7 @@ def test_a_file_describes_what_kubernetes_cannot_know(settings: Settings) -> Non
         {"encode": 15},
     )
     assert (amd.ram_gb, codeai.cpu_cores, codeai.ram_gb) == (46, 6, 15)  # as Kubernetes says
+    assert (codeai.gpu, codeai.encoders) == ("intel", ("h264_vaapi",))  # the file only assumes the GPU, not the encoder
     assert newcomer.name == "newcomer"
     (warning,) = cluster.warnings
     assert JETSON in warning

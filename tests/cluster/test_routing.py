@@ -155,6 +155,13 @@ def test_a_gpu_taint_leaves_the_node_to_gpu_work() -> None:
     assert router(tainted).route_task("final_render", FOUR_K).name == AMD
     analysts = {candidate.node.name: candidate for candidate in router(tainted).rank("scene_detection")}
     assert "amd.com/gpu:NoSchedule" in analysts[AMD].closed
+    fast = node("gpu", gpu="nvidia", taints=["nvidia.com/gpu:NoSchedule"], cpu_cores=64)
+    assert router([fast, node("plain")]).choose("scene_detection").why == "speed 1, 8 cores"
+
+
+def test_all_better_nodes_passed_over_are_named() -> None:
+    chosen = router(plan_with(AMD, ready=False)).choose("4k_encoding")
+    assert chosen.why.endswith(f"instead of {AMD} (not ready) and {JETSON} (has 7.4 GB RAM of 8 needed)")
 
 
 def test_8k_is_not_encoded_in_8_gb_of_video_memory() -> None:
