@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -18,6 +19,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from montage_assets.media.errors import MediaError
 
 SPEC_FILE = "montage.yaml"
+_MOST_SHOWN = 80
+"""Characters of a user's value that an error text repeats."""
 
 
 def _seconds(value: Any) -> Any:
@@ -40,13 +43,14 @@ def _rate(value: Any) -> Any:
     return str(value).strip() if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value
 
 
+_RATE = r"^(auto|[0-9]{1,9}(\.[0-9]{1,9})?|[0-9]{1,9}/[1-9][0-9]{0,8})$"
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 
 
 class MontageSpec(BaseModel):
     """Every key of montage.yaml; all are optional."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     music: str | None = Field(
         None, description="The song, relative to the montage folder. Default: the only audio file there."
@@ -64,7 +68,7 @@ class MontageSpec(BaseModel):
             description="WIDTHxHEIGHT, also vertical. Default: the size of most of the footage, at most 1080 lines.",
         )
     )
-    fps: Annotated[str, BeforeValidator(_rate), Field(pattern=r"^(auto|\d+(\.\d+)?|\d+/[1-9]\d*)$")] = Field(
+    fps: Annotated[str, BeforeValidator(_rate), Field(pattern=_RATE)] = Field(
         "auto",
         description="Frames per second, e.g. 30, 23.976 or 30000/1001. Default: the rate of most of the footage.",
     )
@@ -123,14 +127,11 @@ def exact_rate(text: str) -> Fraction:
 
 def parse_spec(text: str, where: str) -> MontageSpec:
     """The spec in a montage.yaml's text. Raises MediaError with one line that names the key."""
-    import yaml
-
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f", line {mark.line + 1}"
-        raise MediaError(f"{where}{line}: is not YAML ({getattr(error, 'problem', None) or 'unreadable'})") from error
+        data = _read_yaml(text)
+    except _YamlError as error:
+        line = "" if error.line is None else f", line {error.line}"
+        raise MediaError(f"{where}{line}: is not YAML ({error})") from error
     if data is None:
         return MontageSpec()
     if not isinstance(data, dict):
@@ -142,9 +143,10 @@ def make_spec(data: Mapping[str, Any], where: str) -> MontageSpec:
     """A spec of these values. Raises MediaError with one line that names the key and the fault."""
     for key in data:
         if key not in MontageSpec.model_fields:
-            near = difflib.get_close_matches(str(key), MontageSpec.model_fields, n=1, cutoff=0.5)
+            name = key if isinstance(key, str) else _shown(key)
+            near = difflib.get_close_matches(name[:_MOST_SHOWN], MontageSpec.model_fields, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(MontageSpec.model_fields)}"
-            raise MediaError(f"{where}: there is no key {str(key)!r}; {hint}")
+            raise MediaError(f"{where}: there is no key {_shown(name)}; {hint}")
     try:
         spec = MontageSpec.model_validate(dict(data))
     except ValidationError as error:
@@ -159,20 +161,65 @@ def with_overrides(spec: MontageSpec, overrides: Mapping[str, Any], where: str) 
 
 def parse_override(text: str) -> tuple[str, Any]:
     """`key=value` of the command line; the value is read as YAML. Raises MediaError."""
-    import yaml
-
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
-        raise MediaError(f"--set {text!r}: write it as key=value, e.g. --set pace=fast")
+        raise MediaError(f"--set {_shown(text)}: write it as key=value, e.g. --set pace=fast")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise MediaError(f"--set {text!r}: the value cannot be read") from error
+        return key.strip(), _read_yaml(value)
+    except _YamlError as error:
+        raise MediaError(f"--set {_shown(text)}: the value cannot be read ({error})") from error
 
 
 def spec_schema() -> str:
     """The JSON schema of montage.yaml."""
     return json.dumps(MontageSpec.model_json_schema(), indent=2)
+
+
+class _YamlError(ValueError):
+    """Why a text cannot be read as YAML, cut to one short line. `line` counts from 1; None where unknown."""
+
+    def __init__(self, problem: str, line: int | None = None) -> None:
+        super().__init__(_cut(" ".join(problem.split())))
+        self.line = line
+
+
+def _read_yaml(text: str) -> Any:
+    """The plain values in a YAML text; dates stay text, since no key takes one. Raises _YamlError."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """A SafeLoader that knows no dates."""
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 -- a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise _YamlError(
+            getattr(error, "problem", None) or "unreadable", None if mark is None else mark.line + 1
+        ) from error
+    except RecursionError:
+        raise _YamlError("nested too deeply") from None
+    except (ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # PyYAML's constructors let through what Python says of `!!int x`, `!!bool x` or a number of 5000 digits.
+        raise _YamlError("a value that cannot be read") from error
+
+
+def _shown(value: Any) -> str:
+    """A user's value, quoted, on one line and cut to a length that people read."""
+    limits = reprlib.Repr()
+    limits.maxstring = limits.maxother = limits.maxlong = _MOST_SHOWN
+    try:
+        return _cut(limits.repr(value))
+    except ValueError:  # Python writes out no whole number of more than 4300 digits
+        return "a number too long to show"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 1]}…"
 
 
 def _plausible(spec: MontageSpec, where: str) -> MontageSpec:
@@ -196,4 +243,4 @@ def _first_fault(error: ValidationError) -> str:
         text = "must be WIDTHxHEIGHT, e.g. 1920x1080, or auto"
     if key == "fps":
         text = "must be a number, e.g. 30, 23.976 or 30000/1001, or auto"
-    return f"{key}: {fault['input']!r}: {text}"
+    return f"{key}: {_shown(fault['input'])}: {text}"

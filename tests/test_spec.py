@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from fractions import Fraction
 
@@ -59,6 +60,21 @@ def test_frame_rates_are_exact(text: str, rate: Fraction) -> None:
         ("- a\n- b", "must be a list of `key: value` lines"),
         ("a: [1\nb: 2", "line 2: is not YAML"),
         ("seed: true\nseed: {}", "seed:"),
+        ("music_start: 2024-02-30", "music_start: '2024-02-30': must be a valid number"),
+        ("music_start: 2024-02-03", "music_start: '2024-02-03': must be a valid number"),
+        ("music: " + "[" * 600, "is not YAML (nested too deeply)"),
+        ("threshold: .inf", "threshold: inf: must be a finite number"),
+        ("threshold: .nan", "threshold: nan: must be a finite number"),
+        ("music_start: .inf", "music_start: inf: must be a finite number"),
+        ("seed: !!timestamp soon", "is not YAML (a value that cannot be read)"),
+        ("seed: !!bool soon", "is not YAML (a value that cannot be read)"),
+        ("seed: " + "9" * 5000, "is not YAML (a value that cannot be read)"),
+        ("seed: 0x" + "f" * 9000, "seed: "),
+        ("fps: 0x" + "f" * 9000, "fps: "),
+        ("fps: '" + "9" * 5000 + "'", "fps: '999"),
+        ("resolution: &x [*x, *x]", "resolution: [[["),
+        ("? [a]\n: b", "line 1: is not YAML"),
+        ("7: b", "there is no key '7'"),
     ],
 )
 def test_a_mistake_is_named_in_one_line(text: str, message: str) -> None:
@@ -66,6 +82,27 @@ def test_a_mistake_is_named_in_one_line(text: str, message: str) -> None:
         parse_spec(text, "montage.yaml")
     assert message in str(refused.value)
     assert str(refused.value).startswith("montage.yaml")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "music: [" + "a, " * 5000 + "]",
+        "pace: " + "a" * 5000,
+        "a" * 5000 + ": 1",
+        "music: *" + "a" * 5000,
+        "music: !" + "a" * 5000 + " b",
+        "music: [&a [x, x, x, x, x, x, x, x], "
+        + ", ".join(f"&{new} [{', '.join([f'*{old}'] * 8)}]" for old, new in itertools.pairwise("abcdefghijkl"))
+        + "]",
+    ],
+    ids=["list", "text", "key", "alias", "tag", "growing list"],
+)
+def test_a_long_mistake_is_cut_short(text: str) -> None:
+    with pytest.raises(MediaError) as refused:
+        parse_spec(text, "montage.yaml")
+    assert len(str(refused.value)) < 350
     assert "\n" not in str(refused.value)
 
 
@@ -84,6 +121,20 @@ def test_overrides_win_over_the_file() -> None:
 def test_an_override_without_key_or_value_is_refused(text: str) -> None:
     with pytest.raises(MediaError, match="write it as key=value"):
         parse_override(text)
+
+
+@pytest.mark.parametrize(
+    "value", ["[" * 600, "!!bool soon", "9" * 5000, "{", "*" + "a" * 5000], ids=lambda value: value[:8]
+)
+def test_an_override_that_cannot_be_read_is_refused_in_one_line(value: str) -> None:
+    with pytest.raises(MediaError, match=r"^--set '.*: the value cannot be read") as refused:
+        parse_override(f"music={value}")
+    assert len(str(refused.value)) < 250
+    assert "\n" not in str(refused.value)
+
+
+def test_a_date_is_text() -> None:
+    assert parse_override("music=2024-02-30") == ("music", "2024-02-30")
 
 
 def test_the_schema_names_and_explains_every_key() -> None:
