@@ -28,7 +28,7 @@ def plain_failures() -> Iterator[None]:
     try:
         yield
     except FfmpegFailed as error:
-        raise dg.Failure(str(error), metadata={"log": error.log}) from None
+        raise dg.Failure(str(error), metadata={"log": error.log}, allow_retries=error.from_outside) from None
     except MediaError as error:
         raise dg.Failure(str(error), metadata={"input": True}, allow_retries=False) from None
     except OSError as error:

@@ -12,6 +12,8 @@ from __future__ import annotations
 INPUT = "input"
 WORK = "work"
 OUTPUT = "output"
+DAGSTER_HOME = "dagster"
+"""Where the command line keeps its Dagster instance."""
 DEFAULT_MONTAGE = "default"
 """The montage made of the media files that lie loose in input/."""
 

@@ -35,7 +35,7 @@ def test_an_input_fault_is_marked_and_not_retried_while_a_failed_ffmpeg_may_be()
     with pytest.raises(dg.Failure) as wrong_input, plain_failures():
         raise MediaError("pace: must be calm")
     with pytest.raises(dg.Failure) as failed_work, plain_failures():
-        raise FfmpegFailed("encoding failed", "all of the log")
+        raise FfmpegFailed("encoding failed", "all of the log", from_outside=True)
     assert "input" in wrong_input.value.metadata
     assert not wrong_input.value.allow_retries
     assert "input" not in failed_work.value.metadata

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any, Final
 
+import dagster as dg
+
 from montage_assets.data_root import DataRoot
 from montage_assets.media.clip import Clip
 from montage_assets.settings import Settings
@@ -10,6 +12,8 @@ from montage_assets.settings import Settings
 GROUP: Final = "montage"
 OWNERS: Final = ["team:montage"]
 TASK_TAG: Final = "montage/task"
+RETRIES: Final = dg.RetryPolicy(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL)
+"""For the steps that decode and encode: a killed ffmpeg or a lost worker is tried again, a fault of input is not."""
 
 
 def data_root() -> DataRoot:

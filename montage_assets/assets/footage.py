@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import dagster as dg
@@ -12,6 +12,7 @@ from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, clip_source, d
 from montage_assets.data_root import DataRoot, StoredFile
 from montage_assets.failures import plain_failures
 from montage_assets.io import dump_record, read_record
+from montage_assets.media import edit_list as edit_lists
 from montage_assets.media.clip import Clip, LeftOut
 from montage_assets.media.errors import MediaError, UnusableClip
 from montage_assets.media.ffmpeg import ffmpeg_version
@@ -101,22 +102,24 @@ def survey(root: DataRoot, montage: str, config: FootageConfig, log: Any) -> Foo
     spec = _spec(root, folder, files, config)
     music_source = _music_source(root, folder, files, spec, config)
     known = {file.name: file for file in before.files} if before else {}
-    clips, left_out, seen = [], [], []
+    clips: list[Clip] = []
+    left_out: list[LeftOut] = []
+    seen: dict[str, KnownFile] = {}
     for file in files:
         source = clip_source(folder, file.name)
         if source == music_source or media_kind(file.name) in ("other", "audio"):
             continue
-        if media_kind(file.name) == "still":
-            left_out.append(LeftOut(file.name, "is a still picture; only moving pictures are used"))
-            continue
-        entry = _known_file(root, source, file, known)
-        seen.append(entry)
-        result = _ingested(root, source, file.name, entry.fingerprint)
-        if result.clip is None:
-            left_out.append(LeftOut(file.name, result.reason or "cannot be used"))
-        else:
-            clips.append(replace(result.clip, name=file.name))
-            log(f"{file.name}: {_in_words(result.clip)}")
+        reason = _reason_by_name(root, folder, file, files)
+        if reason is None:
+            entry = _known_file(root, source, file, known)
+            twin = seen.setdefault(entry.fingerprint, entry)
+            result = _ingested(root, source, file.name, entry.fingerprint)
+            reason = result.reason if twin is entry else f"is the same as {twin.name}"
+            if reason is None and result.clip is not None:
+                clips.append(replace(result.clip, name=file.name))
+                log(f"{file.name}: {_in_words(result.clip)}")
+        if reason is not None:
+            left_out.append(LeftOut(_printable(file.name), reason))
     if not clips:
         raise MediaError(_nothing_usable(root, folder, left_out))
     music_entry = _known_music(root, music_source, known)
@@ -127,7 +130,7 @@ def survey(root: DataRoot, montage: str, config: FootageConfig, log: Any) -> Foo
         clips=clips,
         left_out=left_out,
         music=MusicFile(music_source, music_entry.fingerprint),
-        files=[*seen, music_entry],
+        files=[*seen.values(), music_entry],
     )
 
 
@@ -159,7 +162,49 @@ def _footage_before(root: DataRoot, montage: str) -> Footage | None:
 def _files(root: DataRoot, folder: str, montage: str) -> list[StoredFile]:
     if not root.folder_exists(folder):
         raise MediaError(f"there is no folder {root.where(folder)}; check its spelling")
-    return root.list_files(folder, recursive=montage != layout.DEFAULT_MONTAGE or folder != layout.INPUT)
+    loose_only = montage == layout.DEFAULT_MONTAGE and _same_place(root, folder, layout.INPUT)
+    own = [root.where(part) for part in (layout.WORK, layout.OUTPUT, layout.DAGSTER_HOME)] if root.is_local else []
+    return [
+        file
+        for file in root.list_files(folder, recursive=not loose_only)
+        # A data root may lie in the folder of footage: what the pipeline made is not footage.
+        if not any(Path(root.where(clip_source(folder, file.name))).is_relative_to(place) for place in own)
+    ]
+
+
+def _same_place(root: DataRoot, folder: str, other: str) -> bool:
+    if not root.is_local:
+        return folder == other
+    return Path(root.where(folder)).resolve() == Path(root.where(other)).resolve()
+
+
+def _reason_by_name(root: DataRoot, folder: str, file: StoredFile, files: Sequence[StoredFile]) -> str | None:
+    """Why a file is no footage, when that shows without opening it."""
+    if media_kind(file.name) == "still":
+        return "is a still picture; only moving pictures are used"
+    if not _is_unicode(file.name):
+        return "has a name that is not UTF-8; rename it"
+    beside = str(PurePosixPath(file.name).with_suffix(".json"))
+    if any(other.name == beside for other in files) and _is_edit_list(root, clip_source(folder, beside)):
+        return "is a film that was made here: its edit list lies beside it"
+    return None
+
+
+def _is_edit_list(root: DataRoot, key: str) -> bool:
+    try:
+        edit_lists.from_json(root.read_bytes(key).decode("utf-8", "replace"))
+    except MediaError:
+        return False
+    return True
+
+
+def _is_unicode(name: str) -> bool:
+    return _printable(name) == name
+
+
+def _printable(name: str) -> str:
+    """A name that can be stored and shown; bytes that are no UTF-8 come out as `\\udc..`."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _spec(root: DataRoot, folder: str, files: Sequence[StoredFile], config: FootageConfig) -> MontageSpec:

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 
 from montage_assets.assets import shard_steps
-from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, clip_source, data_root, mapping_key
+from montage_assets.assets.common import GROUP, OWNERS, RETRIES, TASK_TAG, clip_source, data_root, mapping_key
 from montage_assets.assets.footage import Footage
 from montage_assets.assets.shard_steps import ShardPlan, ShardReport, ShardTask
 from montage_assets.data_root import DataRoot
@@ -64,7 +64,7 @@ def plan_proxies(
         yield dg.DynamicOutput(shard, mapping_key("shard", shard.index + 1), output_name="shards")
 
 
-@dg.op(tags={TASK_TAG: "proxy_generation"})
+@dg.op(tags={TASK_TAG: "proxy_generation"}, retry_policy=RETRIES)
 def make_proxies(context: dg.OpExecutionContext, shard: ShardTask) -> ShardReport:
     """Decode the ranges of one shard once; write their proxies and scores."""
     with plain_failures():

@@ -9,7 +9,7 @@ import dagster as dg
 
 from montage_assets import layout
 from montage_assets.assets.clip_selections import Selection
-from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, by_name, clip_source, data_root, mapping_key
+from montage_assets.assets.common import GROUP, OWNERS, RETRIES, TASK_TAG, by_name, clip_source, data_root, mapping_key
 from montage_assets.assets.footage import Footage
 from montage_assets.assets.proxies import Proxies
 from montage_assets.data_root import DataRoot
@@ -100,7 +100,7 @@ def plan_segments(
         yield dg.DynamicOutput(task, mapping_key("segment", task.index + 1), output_name="segments")
 
 
-@dg.op(tags={TASK_TAG: "gpu_encoding"})
+@dg.op(tags={TASK_TAG: "gpu_encoding"}, retry_policy=RETRIES)
 def encode_segment(context: dg.OpExecutionContext, task: SegmentTask) -> SegmentReport:
     """Encode one segment."""
     with plain_failures():

@@ -9,7 +9,7 @@ import dagster as dg
 
 from montage_assets import layout
 from montage_assets.assets import shard_steps
-from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, data_root, mapping_key
+from montage_assets.assets.common import GROUP, OWNERS, RETRIES, TASK_TAG, data_root, mapping_key
 from montage_assets.assets.footage import Footage
 from montage_assets.assets.proxies import Proxies, report_table
 from montage_assets.assets.shard_steps import ShardPlan, ShardReport, ShardTask
@@ -64,7 +64,7 @@ def plan_scene_shards(
         yield dg.DynamicOutput(shard, mapping_key("shard", shard.index + 1), output_name="shards")
 
 
-@dg.op(tags={TASK_TAG: "cpu_scene_detection"})
+@dg.op(tags={TASK_TAG: "cpu_scene_detection"}, retry_policy=RETRIES)
 def score_shard(context: dg.OpExecutionContext, shard: ShardTask) -> ShardReport:
     """Decode the ranges of one shard once; write the scores of their frames."""
     with plain_failures():

@@ -151,6 +151,8 @@ def test_the_edit_does_not_depend_on_the_number_of_workers(
 def test_broken_clips_are_left_out_with_their_reason_and_the_rest_makes_the_film(
     data: Path, footage_folder: Path, instance: dg.DagsterInstance
 ) -> None:
+    from tests.media.synth_footage import write_clip
+
     source = put_in(data, footage_folder)
     (source / "empty.mp4").touch()
     (source / "zeros.mov").write_bytes(b"\0" * 5000)
@@ -287,3 +289,68 @@ def test_a_trimmed_clip_shows_the_frames_that_were_chosen(
         chosen = shown[shot["source_frame"]].astype(float)
         assert chosen.shape == picture.shape == (height, width)
         assert np.abs(picture - chosen).mean() < 12, shot
+
+
+def test_what_the_pipeline_made_is_never_footage(
+    footage_folder: Path, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "clips"
+    shutil.copytree(footage_folder, folder)
+    monkeypatch.setenv("MONTAGE_DATA", str(folder / "data"))
+    config = {"ops": {"footage": {"config": {"folder": str(folder)}}}}
+    assert run_job("clips", instance, config).success
+    film = folder / "data" / "output" / "clips" / "montage.mp4"
+    shutil.copy(film, folder / "film.mp4")
+    shutil.copy(film.with_suffix(".json"), folder / "film.json")
+    before = film.with_suffix(".json").read_text()
+    assert run_job("clips", instance, config).success
+    after = json.loads(film.with_suffix(".json").read_text())
+    assert {entry["clip"]: entry["reason"] for entry in after["left_out"]} == {
+        "film.mp4": "is a film that was made here: its edit list lies beside it"
+    }
+    assert after["shots"] == json.loads(before)["shots"]
+
+
+def test_a_clip_that_is_there_twice_is_used_once(
+    data: Path, footage_folder: Path, instance: dg.DagsterInstance
+) -> None:
+    source = put_in(data, footage_folder)
+    shutil.copy(source / "closed.mp4", source / "copy of closed.mp4")
+    assert run_job("holiday", instance).success
+    assert edit_of(data)["left_out"] == [{"clip": "copy of closed.mp4", "reason": "is the same as closed.mp4"}]
+
+
+def test_a_name_that_is_no_unicode_is_left_out_by_its_bytes(
+    data: Path, footage_folder: Path, instance: dg.DagsterInstance
+) -> None:
+    import os
+
+    source = put_in(data, footage_folder)
+    shutil.copy(source / "closed.mp4", os.fsencode(source) + b"/caf\xe9.mp4")
+    assert run_job("holiday", instance).success
+    assert edit_of(data)["left_out"] == [
+        {"clip": "caf\\udce9.mp4", "reason": "has a name that is not UTF-8; rename it"}
+    ]
+
+
+def test_a_killed_ffmpeg_fails_the_step_and_drops_no_clip(
+    data: Path,
+    footage_folder: Path,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when the machine runs out of memory: the clip is good, so the film must not be made without it."""
+    from montage_assets.media import ffmpeg
+
+    program = tmp_path / "killed-ffmpeg"
+    program.write_text(
+        f'#!/bin/sh\ncase "$*" in *web.webm*"-f nut"*) kill -9 $$;; esac\nexec "{ffmpeg.ffmpeg_program()}" "$@"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(ffmpeg, "ffmpeg_program", lambda: str(program))
+    put_in(data, footage_folder)
+    result = run_job("holiday", instance)
+    assert not result.success
+    assert "ffmpeg was killed (signal 9)" in failure_of(result)
+    assert not (data / "output").exists()
