@@ -159,8 +159,8 @@ def test_broken_clips_are_left_out_with_their_reason_and_the_rest_makes_the_film
     (source / "photo.jpg").write_bytes(b"\xff\xd8\xff")
     whole = (source / "closed.mp4").read_bytes()
     (source / "cut.mp4").write_bytes(whole[: len(whole) // 2])
-    (source / "-i evil.mp4").write_bytes(whole)
-    (source / 'a\'b "c" $(x).mp4').write_bytes((source / "open.mkv").read_bytes())
+    for seed, name in enumerate(("-i evil.mp4", 'a\'b "c" $(x).mp4'), start=20):
+        write_clip(source / name, (60, 50), seed=seed)
     assert run_job("holiday", instance).success
     edit = edit_of(data)
     reasons = {entry["clip"]: entry["reason"] for entry in edit["left_out"]}  # type: ignore[attr-defined]
