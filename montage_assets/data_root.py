@@ -2,21 +2,26 @@
 
 Belongs here: reading, writing and listing by key, for a local folder and for s3:// alike. ffmpeg needs
 files, so remote inputs are fetched into a bounded cache and outputs are written locally, then uploaded.
-Does not belong here: what the keys mean (`layout`) or how records look in JSON (`io`).
+Does not belong here: what the keys mean (`layout`), how records look in JSON (`io`), what the cache keeps
+(`file_cache`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
+
+from montage_assets.file_cache import FileCache
 
 DEFAULT_CACHE_BYTES = 20 << 30
 
@@ -48,8 +53,7 @@ class DataRoot:
             self._remote, self._base = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         else:
             self._base = str(Path(url.removeprefix("file://")).expanduser().absolute())
-        self._cache = cache or Path(tempfile.gettempdir()) / f"montage-cache-{_user()}"
-        self._cache_bytes = cache_bytes
+        self._cache = FileCache(cache or Path(tempfile.gettempdir()) / f"montage-cache-{_user()}", cache_bytes)
 
     @property
     def is_local(self) -> bool:
@@ -120,24 +124,20 @@ class DataRoot:
             self._remote.put_file(str(path), self._remote_path(key))
 
     def local_file(self, key: str) -> Path:
-        """A local path with the content of a key; a remote file is fetched once into the cache."""
+        """A local path with the content of a key; a remote file is fetched once into the cache.
+
+        There it stays at least until this object has given out `KEPT_IN_USE` others, or is gone.
+        """
         if self._is_here(key):
             return self._path(key)
-        info = self._remote.info(self._remote_path(key))
+        remote = self._remote_path(key)
+        info = self._remote.info(remote)
         identity = hashlib.blake2b(f"{self.url}/{key} {_version(info)}".encode(), digest_size=12).hexdigest()
-        cached = self._cache / f"{identity}{PurePosixPath(key).suffix}"
-        if cached.is_file():
-            os.utime(cached)
-            return cached
-        self._cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._make_room(int(info.get("size") or 0))
-        partial = cached.with_name(f".{uuid.uuid4().hex[:12]}.partial")
-        try:
-            self._remote.get_file(self._remote_path(key), str(partial))
-            partial.replace(cached)
-        finally:
-            partial.unlink(missing_ok=True)
-        return cached
+        return self._cache.get(
+            f"{identity}{PurePosixPath(key).suffix}",
+            int(info.get("size") or 0),
+            lambda path: self._remote.get_file(remote, str(path)),
+        )
 
     def list_files(self, folder: str, recursive: bool = True) -> list[StoredFile]:
         """The files below a folder, sorted by name; hidden and half-written ones are left out."""
@@ -172,15 +172,14 @@ class DataRoot:
 
     def _list_here(self, folder: str, recursive: bool) -> Iterator[StoredFile]:
         root = self._path(folder)
-        for parent, folders, names in os.walk(root):
+        for parent, folders, names in os.walk(root, onerror=_unless_gone):
             folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
             for name in names:
                 path = Path(parent) / name
-                if name.startswith(".") or not path.is_file():
-                    continue
-                status = path.stat()
-                version = f"{status.st_size}-{status.st_mtime_ns}"
-                yield StoredFile(path.relative_to(root).as_posix(), status.st_size, version)
+                status = None if name.startswith(".") else _status(path)
+                if status is not None and stat.S_ISREG(status.st_mode):
+                    version = f"{status.st_size}-{status.st_mtime_ns}"
+                    yield StoredFile(path.relative_to(root).as_posix(), status.st_size, version)
 
     def _list_remote(self, folder: str, recursive: bool) -> Iterator[StoredFile]:
         base = self._remote_path(folder)
@@ -189,15 +188,6 @@ class DataRoot:
             name = str(PurePosixPath(path).relative_to(PurePosixPath(base)))
             if not any(part.startswith(".") for part in PurePosixPath(name).parts):
                 yield StoredFile(name, int(info.get("size") or 0), _version(info))
-
-    def _make_room(self, size: int) -> None:
-        kept = sorted((path for path in self._cache.iterdir() if path.is_file()), key=lambda path: path.stat().st_mtime)
-        used = sum(path.stat().st_size for path in kept)
-        for path in kept:
-            if used + size <= self._cache_bytes:
-                return
-            used -= path.stat().st_size
-            path.unlink(missing_ok=True)
 
 
 def copy_atomically(source: Path, target: Path) -> None:
@@ -208,6 +198,22 @@ def copy_atomically(source: Path, target: Path) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Of a file that was listed just now; None where it is gone meanwhile or a link that leads nowhere."""
+    try:
+        return path.stat()
+    except OSError as error:
+        _unless_gone(error)
+        return None
+
+
+def _unless_gone(error: OSError) -> None:
+    """Raise an error of listing, but not that of what was removed meanwhile. Rights that lack must not look
+    like files that lack."""
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE):
+        raise error
 
 
 def _version(info: dict[str, Any]) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from montage_assets.data_root import DataRoot
+from montage_assets.media.render import MOST_SHOTS
 from tests.s3_server import S3Server
 
 
@@ -76,9 +82,54 @@ def test_the_cache_of_a_remote_root_stays_within_its_bound(
     s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3_server.use(monkeypatch)
-    cache = tmp_path / "cache"
-    root = DataRoot(s3_server.new_root(), cache=cache, cache_bytes=1000)
+    cache, url = tmp_path / "cache", s3_server.new_root()
     for number in range(6):
+        step = DataRoot(url, cache=cache, cache_bytes=1000)
+        step.write_bytes(f"work/{number}", bytes([number]) * 400)
+        assert step.local_file(f"work/{number}").read_bytes() == bytes([number]) * 400
+        assert sum(path.stat().st_size for path in cache.iterdir() if path.name[0] != ".") <= 1000
+        del step
+
+
+def test_the_sources_of_one_step_stay_until_it_has_them_all(
+    s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_server.use(monkeypatch)
+    root = DataRoot(s3_server.new_root(), cache=tmp_path / "cache", cache_bytes=1000)
+    for number in range(MOST_SHOTS):
         root.write_bytes(f"work/{number}", bytes([number]) * 400)
-        assert root.local_file(f"work/{number}").read_bytes() == bytes([number]) * 400
-    assert sum(path.stat().st_size for path in cache.iterdir()) <= 1000
+    sources = [root.local_file(f"work/{number}") for number in range(MOST_SHOTS)]
+    assert [path.read_bytes() for path in sources] == [bytes([number]) * 400 for number in range(MOST_SHOTS)]
+
+
+def test_a_file_that_vanishes_while_a_folder_is_listed_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = DataRoot(str(tmp_path))
+    for name in ("a.mp4", "gone.mp4", "sub/b.mp4", "sub-gone/c.mp4"):
+        root.write_bytes(f"input/{name}", b"123")
+    (tmp_path / "input" / "nowhere.mp4").symlink_to(tmp_path / "nothing")
+    (tmp_path / "input" / "round.mp4").symlink_to(tmp_path / "input" / "round.mp4")
+    walk = os.walk
+
+    def walk_while_another_removes(top: Path, **options: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+        for parent, folders, names in walk(top, **options):
+            if Path(parent) == top:
+                (top / "gone.mp4").unlink()
+                shutil.rmtree(top / "sub-gone")
+            yield parent, folders, names
+
+    monkeypatch.setattr(os, "walk", walk_while_another_removes)
+    assert [file.name for file in root.list_files("input")] == ["a.mp4", "sub/b.mp4"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = DataRoot(str(tmp_path))
+    root.write_bytes("input/locked/a.mp4", b"123")
+
+    def refuse(path: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)  # rights hold nobody back who tests as root
+    with pytest.raises(PermissionError):
+        root.list_files("input")
