@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from montage_assets.media.clip import Clip, Matrix, Transfer
+from montage_assets.media.containers import open_media, picture_stream
 from montage_assets.media.errors import FfmpegFailed, UnusableClip
-from montage_assets.media.ffmpeg import MAX_SIDE, READABLE_FORMATS, input_args, run_ffmpeg
+from montage_assets.media.ffmpeg import MAX_SIDE, input_args, run_ffmpeg
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -82,15 +83,10 @@ def ingest_clip(path: Path, name: str, fingerprint: str) -> IngestedClip:
 
 
 def _probe(path: Path, name: str, fingerprint: str, size: int) -> Clip:
-    import av
     from av.error import FFmpegError
 
     try:
-        container = av.open(
-            f"file:{path}",
-            options={"protocol_whitelist": "file", "format_whitelist": READABLE_FORMATS},
-            metadata_errors="ignore",
-        )
+        container = open_media(path)
     except (FFmpegError, OSError, ValueError) as error:
         raise UnusableClip(_why_not_opened(path, error)) from error
     with container:
@@ -114,11 +110,9 @@ def _why_not_opened(path: Path, error: Exception) -> str:
 
 
 def _picture_stream(container: InputContainer) -> VideoStream:
-    from av.stream import Disposition
-
-    moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if moving:
-        return moving[0]
+    stream = picture_stream(container)
+    if stream is not None:
+        return stream
     if container.streams.audio:
         raise UnusableClip("has sound only; to use it as the music, name it in montage.yaml (music: FILE)")
     raise UnusableClip("has no video in it")

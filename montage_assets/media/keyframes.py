@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from montage_assets.media.clip import Clip
-from montage_assets.media.ffmpeg import READABLE_FORMATS
+from montage_assets.media.containers import open_media, picture_stream
 from montage_assets.media.shards import KeyframeBefore
 
 _PACKETS_AFTER_SEEK = 600
@@ -16,15 +16,14 @@ _PACKETS_AFTER_SEEK = 600
 @contextlib.contextmanager
 def keyframe_finder(path: Path, clip: Clip) -> Iterator[KeyframeBefore]:
     """A function that finds the keyframe at or before a time. None where seeking finds none."""
-    import av
     from av.error import FFmpegError
-    from av.stream import Disposition
 
-    options = {"protocol_whitelist": "file", "format_whitelist": READABLE_FORMATS}
-    with av.open(f"file:{path}", options=options, metadata_errors="ignore") as container:
-        stream = next(s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
+    with open_media(path) as container:
+        stream = picture_stream(container)
 
         def keyframe_before(target: int) -> int | None:
+            if stream is None:
+                return None
             try:
                 container.seek(target, stream=stream, backward=True)
                 best: int | None = None

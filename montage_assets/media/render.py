@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from montage_assets.media.clip import Clip
+from montage_assets.media.containers import open_media, picture_stream
 from montage_assets.media.encoders import (
     Codec,
     EncodedStream,
@@ -42,7 +43,7 @@ from montage_assets.media.encoders import (
     software_encoder,
 )
 from montage_assets.media.errors import FfmpegFailed, MediaError
-from montage_assets.media.ffmpeg import READABLE_FORMATS, Progress, input_args, input_path, run_ffmpeg
+from montage_assets.media.ffmpeg import Progress, input_args, run_ffmpeg
 from montage_assets.media.picture import Framing, picture_chain
 
 if TYPE_CHECKING:
@@ -267,10 +268,11 @@ def keyframe_at_or_before(path: Path, time_s: Fraction, look_back_s: Fraction) -
     """
     import av
 
-    options = {"protocol_whitelist": "file", "format_whitelist": READABLE_FORMATS}
     try:
-        with av.open(input_path(path), options=options, metadata_errors="ignore") as container:
-            stream = container.streams.video[0]
+        with open_media(path) as container:
+            stream = picture_stream(container)
+            if stream is None:
+                raise MediaError(f"{path.name} has no picture any more; replace the file")
             time_base = Fraction(stream.time_base or 1)
             begin = (stream.start_time or 0) * time_base
             while time_s - look_back_s > begin:
@@ -280,7 +282,7 @@ def keyframe_at_or_before(path: Path, time_s: Fraction, look_back_s: Fraction) -
                     return last * time_base
                 look_back_s = max(FIRST_LOOK_BACK_S, 4 * look_back_s)
             return begin
-    except (av.FFmpegError, IndexError, OSError) as error:
+    except (av.FFmpegError, OSError) as error:
         raise MediaError(f"{path.name} could not be read ({error}); replace the file") from error
 
 
