@@ -47,7 +47,7 @@ def main() -> None:
         _answer(bench, question).write_bytes(sections.dump_json(section))
     answers = [_answer(bench, question) for question in QUESTIONS]
     known = [sections.validate_python(json.loads(path.read_bytes())) for path in answers if path.is_file()]
-    options.out.write_text(document(known, _machine()))
+    options.out.write_text(document(known, _machine(bench)))
     sys.stderr.write(f"{options.out}\n")
 
 
@@ -55,7 +55,9 @@ def _answer(bench: Bench, question: str) -> Path:
     return bench.work / f"{question}.json"
 
 
-def _machine() -> str:
+def _machine(bench: Bench) -> str:
+    has_truth = any(bench.media.rglob("*.cuts.txt"))
+    shown = "a folder of clips with viewed truth" if has_truth else "the given folder, without truth"
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -67,7 +69,7 @@ def _machine() -> str:
         "To reproduce: `python -m benchmarks --media DIR` with a folder of clips and songs (default: the example's). "
         "Accuracy needs viewed truth beside them: `<clip>.cuts.txt` with the seconds of each new shot's first frame, "
         "`<clip>.gradual.txt` with spans `start end note` that do not count, `<song>.beats.txt` with the seconds of "
-        "the beats. The figures below are of a folder of clips with viewed truth."
+        f"the beats. The figures below are of {shown}."
     )
 
 

@@ -39,7 +39,8 @@ class Section:
 def within(what: str, value: float, most: float, unit: str, why: str) -> Line:
     """A figure that is to be at most `most`. `why` is told only where it is missed."""
     met = value <= most
-    return Line(what, f"{value:.2f}{unit}", f"at most {most:g}{unit}", met, "" if met else why)
+    figure = f"{value:.0f}" if most >= 100 else f"{value:.2f}"
+    return Line(what, f"{figure}{unit}", f"at most {most:g}{unit}", met, "" if met else why)
 
 
 def at_least(what: str, value: float, least: float, unit: str, why: str) -> Line:

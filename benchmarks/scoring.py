@@ -11,7 +11,7 @@ import cv2  # noqa: F401
 import scenedetect
 
 from benchmarks.bench import X264_MEDIUM, Bench, probed
-from benchmarks.measuring import Costs, in_turns, paired_ratio
+from benchmarks.measuring import Costs, in_turns, paired_difference, paired_ratio
 from benchmarks.report import Section, Table, at_least, within
 from montage_assets.media.clip import Clip
 from montage_assets.media.ffmpeg import input_args, run_ffmpeg
@@ -41,10 +41,14 @@ def measure(bench: Bench) -> Section:
     long = bench.looped(bench.film(), max(1, round(120 / probed(bench.film()).duration_s)))
     long_clip = probed(long)
     shards = in_turns(
-        {f"{count} shards": partial(_frames_scored, long, long_clip, count) for count in (1, SHARDS)},
+        {
+            "one shard": partial(_frames_scored, long, long_clip, 1),
+            f"{SHARDS} shards": partial(_frames_scored, long, long_clip, SHARDS),
+        },
         ROUNDS,
     )
-    more = 100 * (paired_ratio(shards[f"{SHARDS} shards"], shards["1 shards"]) - 1)
+    one, several = shards.values()
+    more = 100 * (paired_ratio(several, one) - 1)
     frames = clip.frames_estimate
     reason = (
         f"of {_ms(ours, decoding, frames)} ms a frame beyond decoding, {_ms(scaling, decoding, frames)} ms are "
@@ -103,7 +107,7 @@ def _analysis_scaling(clip: Clip) -> str:
 
 
 def _ms(cost: Costs, beside: Costs, frames: int) -> str:
-    return f"{1000 * (cost.median - beside.median) / frames:.2f}"
+    return f"{1000 * paired_difference(cost, beside) / frames:.2f}"
 
 
 def _table(title: str, costs: dict[str, Costs], frames: int) -> Table:

@@ -27,21 +27,24 @@ _GOP_FRAMES = 12
 COSTLY_FRAME_MS = 10.0
 """Sources that decode slower than 100 frames a CPU-second get a proxy."""
 
-# CPU-milliseconds to decode one megapixel with the pinned ffmpeg, as benchmarks/decode_cost.py measures them.
+# CPU-milliseconds to decode one megapixel of 8 bits with the pinned ffmpeg: the best of three rounds of
+# benchmarks/decode_cost.py, on 1920x1080 with a camera's grain at high quality (its encoder settings are there).
 DECODE_MS_PER_MEGAPIXEL = {
-    "h264": 2.2,
-    "hevc": 2.9,
-    "av1": 3.3,
-    "vp9": 2.4,
-    "vp8": 1.6,
-    "mpeg2video": 1.3,
-    "mpeg4": 1.6,
-    "prores": 6.0,
-    "dnxhd": 5.0,
-    "mjpeg": 5.0,
+    "h264": 4.2,
+    "hevc": 4.4,
+    "av1": 4.6,
+    "vp9": 5.9,
+    "vp8": 2.4,
+    "mpeg2video": 1.5,
+    "mpeg4": 1.2,
+    # 6.6 as measured; it always has 10 bits or more, so that the factor below is added.
+    "prores": 5.1,
+    "dnxhd": 5.9,
+    "mjpeg": 2.2,
 }
-_UNKNOWN_CODEC_MS = 3.0
-_HIGH_BIT_DEPTH_FACTOR = 1.6
+_UNKNOWN_CODEC_MS = 4.5
+_HIGH_BIT_DEPTH_FACTOR = 1.3
+"""What 10 bits cost more; 1.1 for H.264, 1.3 for HEVC, 1.4 for AV1."""
 
 
 def decode_ms_per_frame(clip: Clip) -> float:
