@@ -57,33 +57,41 @@ def read_record(root: DataRoot, key: str, kind: type[Record]) -> Record:
 
 
 class JsonRecords(dg.IOManager):
-    """Stores assets at work/montages/<montage>/<asset>.json and hand-overs of steps at work/runs/."""
+    """Stores what steps hand on at work/runs/<run>/, and assets also at work/montages/<montage>/<asset>.json.
+
+    A step reads what its own run made, so two runs of one montage never mix; an asset that its run did not make
+    (a part of the graph was chosen) is the montage's latest.
+    """
 
     def __init__(self, root: DataRoot) -> None:
         self._root = root
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Write one record atomically. A step without a result (None) stores nothing."""
-        if obj is not None:
-            self._root.write_bytes(_key(context), dump_record(obj))
+        if obj is None:
+            return
+        data = dump_record(obj)
+        if _is_asset(context):
+            name = context.asset_key.path[-1]
+            self._root.write_bytes(layout.step_record([context.run_id, name]), data)
+            self._root.write_bytes(layout.record(context.partition_key, name), data)
+        else:
+            self._root.write_bytes(layout.step_record(list(context.get_identifier())), data)
 
     def load_input(self, context: dg.InputContext) -> Any:
         """Read the record that the upstream step stored."""
-        upstream = context.upstream_output
-        if upstream is None:
+        if _is_asset(context):
+            name = context.asset_key.path[-1]
+            of_this_run = layout.step_record([context.step_context.run_id, name])
+            latest = layout.record(context.partition_key, name)
+            return load_record(self._root.read_bytes(of_this_run if self._root.exists(of_this_run) else latest))
+        if context.upstream_output is None:
             raise ValueError(f"{context.name} has no upstream step whose record could be read")
-        key = layout.record(context.partition_key, context.asset_key.path[-1]) if _is_asset(context) else _key(upstream)
-        return load_record(self._root.read_bytes(key))
+        return load_record(self._root.read_bytes(layout.step_record(list(context.upstream_output.get_identifier()))))
 
 
 def _is_asset(context: dg.InputContext | dg.OutputContext) -> bool:
     return bool(context.has_asset_key and context.has_partition_key)
-
-
-def _key(context: dg.OutputContext) -> str:
-    if _is_asset(context):
-        return layout.record(context.partition_key, context.asset_key.path[-1])
-    return layout.step_record(list(context.get_identifier()))
 
 
 @dg.io_manager
