@@ -15,14 +15,15 @@ OUTPUT = "output"
 DAGSTER_HOME = "dagster"
 """Where the command line keeps its Dagster instance."""
 DEFAULT_MONTAGE = "default"
-"""The montage made of the media files that lie loose in input/."""
+"""The montage made of the media files that lie loose in input/, if there are any."""
 
 FILM = "montage.mp4"
 EDIT_LIST = "montage.json"
 
 
 def input_folder(montage: str) -> str:
-    """Where a montage's footage lies."""
+    """Where a montage's footage lies; for `default`, where the loose files do. What is there decides: see
+    `partitions.folder_of`."""
     return INPUT if montage == DEFAULT_MONTAGE else f"{INPUT}/{montage}"
 
 
