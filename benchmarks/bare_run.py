@@ -49,7 +49,7 @@ def make_film(folder: Path, out: Path) -> int:
     scenes = [detect_scenes(clip, scores[clip.name], spec.detector, spec.threshold) for clip in clips]
     beats = analyze_song(song)
     footage = Footage("bare", str(folder), spec, clips, [], MusicFile(str(song), _fingerprint(song)), [])
-    edit = select(footage, Scenes(scenes, [], []), beats, scores).edit
+    edit = select(footage, Scenes(clips=clips, scenes=scenes, left_out=[], reports=[]), beats, scores).edit
     pictures = [scores[shot.clip].thumbnail_near(int(scores[shot.clip].pts[0])) for shot in edit.shots]
     contact_sheet(pictures, [shot.clip for shot in edit.shots])
     fmt = OutputFormat(edit.width, edit.height, edit.fps, spec.codec, spec.quality, spec.framing)

@@ -123,8 +123,8 @@ def measure(bench: Bench) -> Section:
     ]
     dagster_s = statistics.median(dagster_alone) - statistics.median(start)
     why = (
-        f"importing dagster is {dagster_s:.2f} CPU-s of it, and numpy, SQLAlchemy and pydantic another half second; the "
-        "rest is Dagster's own: about 150 events, each written over a new SQLite engine and connection, and the "
+        f"importing dagster is {dagster_s:.2f} CPU-s of it, and numpy, SQLAlchemy and pydantic another half second; "
+        "the rest is Dagster's own: about 150 events, each written over a new SQLite engine and connection, and the "
         "look-up of every input's data version."
     )
     return Section(
