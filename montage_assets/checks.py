@@ -4,6 +4,7 @@ Belongs here: reporting the verdicts of `media.film_check`. A check is blocking 
 where the film would be wrong, and a warning where it would only be less good.
 """
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from montage_assets.io import dump_record, read_record
 from montage_assets.media import edit_list as edit_lists
 from montage_assets.media import film_check
 from montage_assets.media.film_check import CheckResult
-from montage_assets.media.fingerprint import result_key
+from montage_assets.media.fingerprint import quick_fingerprint_of, result_key
 from montage_assets.progress import FrameCounter
 
 MONTAGE = dg.AssetKey("montage")
@@ -40,6 +41,11 @@ class Verdict:
     """What the checks found out about one film."""
 
     results: list[CheckResult]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong with the film; advice does not count."""
+        return all(result.passed or result.name in film_check.ADVISORY for result in self.results)
 
 
 @dg.multi_asset_check(
@@ -64,8 +70,11 @@ def film_checks(context: dg.AssetCheckExecutionContext, montage: Film) -> Iterat
 
 
 def verdict_on(root: DataRoot, film: Film, log: Callable[[str], None]) -> Verdict:
-    """The stored verdict on a film made of the same things, else a new one."""
-    key = result_key(made_of=film.made_of, algorithm=film_check.ALGORITHM)
+    """The stored verdict on this very film, else a new one, which is stored if the film passes.
+
+    The file itself is part of the key: a film may have been replaced behind the program's back.
+    """
+    key = result_key(made_of=film.made_of, file=_quick_fingerprint(root, film), algorithm=film_check.ALGORITHM)
     stored = layout.result("checks", key, ".json")
     if root.exists(stored):
         return read_record(root, stored, Verdict)
@@ -77,8 +86,15 @@ def verdict_on(root: DataRoot, film: Film, log: Callable[[str], None]) -> Verdic
         on_progress=lambda progress: counter(progress.frames),
     )
     verdict = Verdict(results)
-    root.write_bytes(stored, dump_record(verdict))
+    if verdict.passed:
+        root.write_bytes(stored, dump_record(verdict))
     return verdict
+
+
+def _quick_fingerprint(root: DataRoot, film: Film) -> str:
+    with root.open(film.film) as stream:
+        size_bytes = stream.seek(0, io.SEEK_END)
+        return quick_fingerprint_of(stream, size_bytes)
 
 
 def _as_asset_check(result: CheckResult) -> dg.AssetCheckResult:
