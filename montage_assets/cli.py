@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from montage_assets.local_run import RunOutcome
     from montage_assets.media.clip import Clip
     from montage_assets.media.frame_scores import FrameScores
+    from montage_assets.run_view import RunDisplay
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 
@@ -67,7 +68,14 @@ def commands() -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the film is to go as well.")
 def make(folder: Path, music: Path | None, duration: str | None, settings: Sequence[str], output: Path | None) -> int:
     """Make the montage of FOLDER."""
-    from montage_assets.local_run import montage_name, refuse_full_disk, run_montage, use_default_dagster_home
+    from montage_assets.local_run import (
+        folder_in_input,
+        montage_name,
+        refuse_full_disk,
+        run_montage,
+        stderr_for_the_display,
+        use_default_dagster_home,
+    )
     from montage_assets.settings import Settings
     from montage_assets.spec import make_spec, parse_override
 
@@ -79,16 +87,19 @@ def make(folder: Path, music: Path | None, duration: str | None, settings: Seque
     _require(music is None or music.is_file(), f"there is no song {music}; check its spelling")
     if output is not None:
         _refuse_unwritable(output)
+        _refuse_overwriting(output, folder, music)
     environment = Settings.from_environment()
     root = environment.data_root()
     use_default_dagster_home(environment)
     refuse_full_disk(root)
-    source = str(folder.resolve())
-    montage = montage_name(root, source)
-    config: dict[str, Any] = {"folder": source, "overrides": overrides}
+    montage = montage_name(root, folder)
+    config: dict[str, Any] = {"overrides": overrides}
+    if folder_in_input(root, folder) is None:
+        config["folder"] = str(folder.resolve())
     if music is not None:
         config["music"] = str(music.resolve())
-    outcome = run_montage(environment, montage, config, _bytes_in(folder), _display())
+    with stderr_for_the_display() as terminal:
+        outcome = run_montage(environment, montage, config, _bytes_in(folder), _display(terminal))
     return _report(root, outcome, output)
 
 
@@ -213,14 +224,43 @@ def _refuse_unwritable(output: Path) -> None:
     _require(output.suffix.lower() == ".mp4", f"{output.name}: films are MP4 files; name it {output.stem}.mp4")
 
 
+def _refuse_overwriting(output: Path, folder: Path, music: Path | None) -> None:
+    """Only a film that this program has made may be overwritten, and nothing goes among the sources."""
+    target = output.resolve()
+    _require(
+        not target.is_relative_to(folder.resolve()),
+        f"{output} lies among the clips of {folder}; choose another place for the film",
+    )
+    _require(
+        music is None or target != music.resolve(), f"{output} is the song itself; choose another place for the film"
+    )
+    for path in (output, output.with_suffix(".json")):
+        _require(
+            not (path.exists() or path.is_symlink()) or _is_our_edit_list(output.with_suffix(".json")),
+            f"{path} is there already and is no film of this program; choose another place, or remove it first",
+        )
+
+
+def _is_our_edit_list(path: Path) -> bool:
+    from montage_assets.media.edit_list import from_json
+
+    try:
+        from_json(path.read_text())
+    except (OSError, ValueError, MediaError):
+        return False
+    return True
+
+
 def _bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _display() -> Any:
+def _display(terminal: TextIO) -> RunDisplay:
     from montage_assets.run_view import LiveDisplay, PlainDisplay
 
-    return LiveDisplay() if sys.stderr.isatty() else PlainDisplay(lambda line: click.echo(line, err=True))
+    if terminal.isatty():
+        return LiveDisplay(terminal)
+    return PlainDisplay(lambda line: print(line, file=terminal, flush=True))
 
 
 def _report(root: Any, outcome: RunOutcome, output: Path | None) -> int:

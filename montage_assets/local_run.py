@@ -1,23 +1,27 @@
 """Run the job here and now, on the configured instance, and tell how it goes.
 
-Belongs here: the instance of the command line, the run's config, following its log. Does not belong here:
-argument parsing and printing (`cli`).
+Belongs here: the instance of the command line, the run's config, following its log, telling why it failed. Does not
+belong here: argument parsing and printing (`cli`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import logging
 import os
 import re
+import signal
+import sys
 import threading
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from montage_assets import layout
 from montage_assets.assets.footage import Footage
@@ -28,6 +32,7 @@ from montage_assets.io import read_record
 from montage_assets.jobs import JOB_NAME
 from montage_assets.media.errors import MediaError
 from montage_assets.media.fingerprint import result_key
+from montage_assets.partitions import unfit_as_key
 from montage_assets.run_view import RunDisplay, RunEntry, RunView
 from montage_assets.settings import Settings
 
@@ -35,7 +40,15 @@ if TYPE_CHECKING:
     import dagster as dg
 
 LEAST_FREE_BYTES = 32 << 20
+INSTANCE_CONFIG = "dagster.yaml"
+"""The one configuration of a Dagster instance, part of this package; `make dev` copies the same file."""
+
 _POLL_S = 0.5
+_INPUT_STEPS = {"footage", "beats", "clip_selections", "scene_shards.merge_scenes"}
+"""The steps whose unusable files are the user's; later ones read what the program itself has written."""
+
+_INSIST_EVERY_S = 2.0
+_CHECK_FAILED = "DagsterAssetCheckFailedError"
 _LAUNCH_TAG = "montage/launch"
 """Tells the run of this command from others, since Dagster names it only once it has started."""
 
@@ -72,7 +85,7 @@ def use_default_dagster_home(settings: Settings) -> None:
         return
     root = settings.data_root()
     home = Path(root.where("dagster")) if root.is_local else Path.home() / ".montage" / "dagster"
-    config = home / "dagster.yaml"
+    config = home / INSTANCE_CONFIG
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -80,22 +93,61 @@ def use_default_dagster_home(settings: Settings) -> None:
             f"{home} cannot be made ({error.strerror}); set MONTAGE_DATA to a place for the data"
         ) from error
     if not config.exists():
-        config.write_text("telemetry:\n  enabled: false\n")
+        config.write_bytes(resources.files("montage_assets").joinpath(INSTANCE_CONFIG).read_bytes())
     os.environ["DAGSTER_HOME"] = str(home)
 
 
-def montage_name(root: DataRoot, folder: str) -> str:
-    """The partition key of a folder: its name, made unique where another folder has that name already."""
-    path = Path(folder)
-    if root.is_local and path.parent == Path(root.where(layout.INPUT)):
-        return path.name
-    if root.is_local and path == Path(root.where(layout.INPUT)):
+def folder_in_input(root: DataRoot, folder: Path) -> str | None:
+    """The montage whose folder of the data root's input/ this is, by whatever links; None for a folder elsewhere."""
+    if not root.is_local:
+        return None
+    source = Path(root.where(layout.INPUT)).resolve()
+    if folder.resolve() == source:
         return layout.DEFAULT_MONTAGE
-    name = re.sub(r"[^\w .,()+=@-]|\.\.\.", "_", path.name).strip(". ") or "montage"
+    for path in (folder.absolute(), folder.resolve()):
+        if path.parent.resolve() == source and not path.name.startswith("."):
+            return path.name
+    return None
+
+
+def montage_name(root: DataRoot, folder: Path) -> str:
+    """The partition key of a folder: its name, made unique where another folder has that name already.
+
+    Raises MediaError for a folder in input/ whose name cannot be one, as the sensor refuses it too.
+    """
+    in_input = folder_in_input(root, folder)
+    if in_input is not None:
+        unfit = unfit_as_key(in_input)
+        if unfit is not None:
+            raise MediaError(f"{folder} cannot be a montage: {unfit}")
+        return in_input
+    source = folder.resolve()
+    name = re.sub(r"[^\w .,()+=@-]|\.\.\.", "_", source.name).strip(". ") or "montage"
     taken_by = _folder_of(root, name)
-    if (taken_by is None and not root.folder_exists(layout.input_folder(name))) or taken_by == folder:
+    if (taken_by is None and not root.folder_exists(layout.input_folder(name))) or taken_by == source:
         return name
-    return f"{name}-{result_key(folder=folder)[:6]}"
+    return f"{name}-{result_key(folder=str(source))[:6]}"
+
+
+@contextlib.contextmanager
+def stderr_for_the_display() -> Iterator[TextIO]:
+    """The terminal's error stream for the display alone, while this process's own goes to a file in DAGSTER_HOME.
+
+    Dagster, its step processes and native libraries write to stderr as they please, and no setting silences all
+    of them; the file keeps what they said in the last run.
+    """
+    sys.stderr.flush()
+    own = os.dup(2)
+    log = os.open(Path(os.environ["DAGSTER_HOME"]) / "montage-make.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(log, 2)
+    os.close(log)
+    try:
+        with os.fdopen(os.dup(own), "w") as terminal:
+            yield terminal
+    finally:
+        sys.stderr.flush()
+        os.dup2(own, 2)
+        os.close(own)
 
 
 def run_montage(
@@ -117,8 +169,8 @@ def run_montage(
     view = RunView()
     with dg.DagsterInstance.get() as instance, display:
         instance.add_dynamic_partitions("montage", [montage])
-        follower = _Follower(instance, launch, view, display)
-        with follower:
+        interrupts = _Interrupts()
+        with _Follower(instance, launch, view, display), interrupts:
             result = dg.execute_job(
                 dg.reconstructable(montage_job),
                 instance=instance,
@@ -126,7 +178,9 @@ def run_montage(
                 tags={"dagster/partition": montage, _LAUNCH_TAG: launch},
                 raise_on_error=False,
             )
-        faults = [] if result.success else _faults(result)
+        if interrupts.seen and not result.success:
+            raise KeyboardInterrupt
+        faults = [] if result.success else faults_of(result.all_events)
     return RunOutcome(montage, result.run_id, faults, view)
 
 
@@ -144,6 +198,41 @@ def _collect_garbage_seldom() -> None:
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+class _Interrupts:
+    """Notes whether Ctrl-C or a termination arrived, whoever handles it, and insists until the run has ended.
+
+    Dagster handles them in ways that differ by executor and loses one that arrives while native code calls back;
+    an ffmpeg that the same Ctrl-C reaches looks like one that failed.
+    """
+
+    seen = False
+
+    def __enter__(self) -> _Interrupts:
+        self._over = threading.Event()
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        self._before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._insist, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        signal.set_wakeup_fd(self._before)
+        os.close(self._write_end)
+        self._thread.join()
+        os.close(self._read_end)
+
+    def _insist(self) -> None:
+        while not self.seen:
+            arrived = os.read(self._read_end, 64)
+            if not arrived:
+                return
+            self.seen = bool({signal.SIGINT, signal.SIGTERM} & set(arrived))
+        while not self._over.wait(_INSIST_EVERY_S):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 class _Follower:
@@ -197,32 +286,48 @@ def _as_entry(log: Any) -> RunEntry:
     )
 
 
-def _faults(result: Any) -> list[Fault]:
-    found = []
-    for event in result.all_events:
+def faults_of(events: Sequence[Any]) -> list[Fault]:
+    """Why a run failed, by its Dagster events: one fault for each failed step, or for each check that it failed."""
+    found: list[Fault] = []
+    for event in events:
         if not event.is_step_failure:
             continue
         data = event.step_failure_data
         given = data.user_failure_data
         if given is not None:
-            is_input = "input" in (given.metadata or {})
+            is_input = "input" in (given.metadata or {}) and event.step_key in _INPUT_STEPS
             found.append(Fault(event.step_key, given.description or "failed", is_input))
+        elif data.error.cls_name == _CHECK_FAILED:
+            found.extend(_failed_checks(events, event.step_key))
         else:
-            cause = data.error
-            while cause.cause is not None:
-                cause = cause.cause
-            if cause.cls_name == "DagsterExecutionInterruptedError":
-                raise KeyboardInterrupt
-            message = describe_cause(OSError(cause.message)) or cause.message.strip().splitlines()[0]
-            found.append(Fault(event.step_key, message, False))
+            found.append(Fault(event.step_key, _line_of(data.error), False))
     return found or [Fault("run", "the run did not start; see its log in the Dagster UI", False)]
 
 
-def _folder_of(root: DataRoot, montage: str) -> str | None:
+def _failed_checks(events: Sequence[Any], step: str) -> list[Fault]:
+    evaluations = [
+        event.asset_check_evaluation_data
+        for event in events
+        if event.event_type_value == "ASSET_CHECK_EVALUATION" and event.step_key == step
+    ]
+    return [
+        Fault(step, f"check {check.check_name} failed: {check.description}", False)
+        for check in evaluations
+        if check.blocking and not check.passed
+    ]
+
+
+def _line_of(error: Any) -> str:
+    while error.cause is not None:
+        error = error.cause
+    return describe_cause(OSError(error.message)) or error.message.strip().splitlines()[0]
+
+
+def _folder_of(root: DataRoot, montage: str) -> Path | None:
     key = layout.record(montage, "footage")
     if not root.exists(key):
         return None
     try:
-        return read_record(root, key, Footage).folder
+        return Path(root.where(read_record(root, key, Footage).folder)).resolve()
     except ValueError:  # an older version's record says nothing about its folder
         return None

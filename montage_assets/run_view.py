@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TextIO
 
-from montage_assets.progress import FrameProgress, parse_progress
+from montage_assets.progress import FrameProgress, parse_planned, parse_progress, parse_still_working
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -28,6 +28,9 @@ ASSETS = (
     "film_checks",
 )
 """The steps of the flow in order, as bars."""
+
+_ENOUGH_TO_GUESS_S = 2.0
+"""The speed of the first moments, while files are opened, says nothing about the rest."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,15 @@ class AssetView:
     """waiting, working, done or failed."""
     started: float | None = None
     ended: float | None = None
-    items: dict[str, FrameProgress] = field(default_factory=dict)
-    mapped_done: int = 0
-    mapped_started: int = 0
+    planned: int | None = None
+    """Frames that all mapped steps together will do, as the plan step told."""
+    counting_since: float | None = None
+    """When the frames of `items` began to be done: at the plan, else at the first item's first step."""
+    is_mapped: bool = False
+    items: dict[tuple[str, str], FrameProgress] = field(default_factory=dict)
+    """Progress by step and title."""
+    busy_with: str = ""
+    """What a step that cannot count is at."""
 
     @property
     def seconds(self) -> float | None:
@@ -60,12 +69,38 @@ class AssetView:
         return None if self.started is None or self.ended is None else self.ended - self.started
 
     @property
+    def total(self) -> int:
+        """Frames of the whole asset: as planned, and never fewer than its items have, whose sizes are estimates."""
+        return max(self.planned or 0, sum(item.total for item in self.items.values()))
+
+    @property
     def share(self) -> float:
-        """0..1: frames done of the items that tell, else 0 until done."""
+        """0..1: frames done of all, below 1 until done; without a plan only of the items that have told."""
         if self.state == "done":
             return 1.0
-        total = sum(item.total for item in self.items.values())
-        return min(0.99, sum(item.done for item in self.items.values()) / total) if total else 0.0
+        return min(0.99, self._done / self.total) if self.total else 0.0
+
+    def seconds_left(self, now: float) -> float | None:
+        """Seconds until the whole asset is done, at the speed so far; None where that cannot be told yet.
+
+        What other steps of the asset have to do is known by the plan alone.
+        """
+        if self.state != "working" or self.counting_since is None or (self.is_mapped and self.planned is None):
+            return None
+        elapsed = now - self.counting_since
+        if elapsed < _ENOUGH_TO_GUESS_S or self._done == 0:
+            return None
+        return elapsed * (self.total - self._done) / self._done
+
+    def close_items_of(self, step: str) -> None:
+        """A step has ended: what it was at is done, however many frames were told last."""
+        for (of_step, title), item in self.items.items():
+            if of_step == step:
+                self.items[of_step, title] = FrameProgress(title, item.total, item.total)
+
+    @property
+    def _done(self) -> int:
+        return sum(item.done for item in self.items.values())
 
 
 class RunView:
@@ -94,18 +129,33 @@ class RunView:
         return None
 
     def _log(self, asset: AssetView, entry: RunEntry) -> str | None:
+        planned = parse_planned(entry.message)
+        if planned is not None:
+            asset.planned, asset.counting_since = planned, entry.at
+            return None
         progress = parse_progress(entry.message)
         if progress is not None:
-            asset.items[progress.title] = progress
+            return self._progress(asset, entry, progress)
+        busy_with = parse_still_working(entry.message)
+        if busy_with is not None:
+            asset.busy_with = busy_with
             return f"  {entry.message}"
         if entry.level == "WARNING":
             self.warnings.append(entry.message)
             return f"  {entry.message}"
         return None
 
+    def _progress(self, asset: AssetView, entry: RunEntry, progress: FrameProgress) -> str | None:
+        key = (entry.step or "", progress.title)
+        is_over_at_once = key not in asset.items and progress.done >= progress.total
+        asset.items[key] = progress
+        return None if is_over_at_once else f"  {entry.message}"
+
     def _start(self, name: str, asset: AssetView, entry: RunEntry) -> str | None:
         if "[" in (entry.step or ""):
-            asset.mapped_started += 1
+            asset.is_mapped = True
+        if asset.counting_since is None and (asset.is_mapped or "." not in (entry.step or "")):
+            asset.counting_since = entry.at
         if asset.started is not None:
             return None
         asset.state, asset.started = "working", entry.at
@@ -113,11 +163,9 @@ class RunView:
 
     def _success(self, name: str, asset: AssetView, entry: RunEntry) -> str | None:
         asset.ended = entry.at
+        asset.busy_with = ""
         step = entry.step or ""
-        if "[" in step:
-            asset.mapped_done += 1
-            for title, item in asset.items.items():
-                asset.items[title] = FrameProgress(title, item.total, item.total)
+        asset.close_items_of(step)
         if not _is_last_step(step):
             return None
         asset.state = "done"
@@ -171,7 +219,7 @@ class PlainDisplay:
 class LiveDisplay:
     """A bar per asset with what it is busy with; for terminals."""
 
-    def __init__(self) -> None:
+    def __init__(self, terminal: TextIO) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -180,7 +228,7 @@ class LiveDisplay:
             BarColumn(bar_width=28),
             TextColumn("{task.fields[detail]}"),
             TimeElapsedColumn(),
-            console=Console(stderr=True),
+            console=Console(file=terminal),
             refresh_per_second=4,
         )
         self._tasks: dict[str, TaskID] = {
@@ -202,25 +250,26 @@ class LiveDisplay:
             task = self._tasks[name]
             if asset.started is not None and not self._progress.tasks[task].started:
                 self._progress.start_task(task)
-            self._progress.update(task, completed=asset.share, detail=_detail(asset))
+            self._progress.update(task, completed=asset.share, detail=_detail(asset, time.time()))
             if asset.state in ("done", "failed"):
                 self._progress.stop_task(task)
 
 
-def _detail(asset: AssetView) -> str:
+def _detail(asset: AssetView, now: float) -> str:
     if asset.state == "failed":
         return "[red]failed[/red]"
     if asset.state == "done":
         return "[green]done[/green]"
+    if asset.state == "waiting":
+        return ""
     going = [item for item in asset.items.values() if item.done < item.total]
-    if not going:
-        return "working" if asset.state == "working" else ""
-    item = going[-1]
-    elapsed = time.time() - (asset.started or time.time())
-    share = max(asset.share, 1e-3)
-    left = f", {elapsed * (1 - share) / share:.0f} s left" if asset.share > 0.02 else ""
-    more = f" (+{len(going) - 1} more)" if len(going) > 1 else ""
-    return f"{_plain(item.title)} {item.done}/{item.total}{more}{left}"
+    if going:
+        more = f" (+{len(going) - 1} more)" if len(going) > 1 else ""
+        doing = f"{_plain(going[-1].title)} {going[-1].done}/{going[-1].total}{more}"
+    else:
+        doing = _plain(asset.busy_with) or "working"
+    left = asset.seconds_left(now)
+    return doing if left is None else f"{doing}, {left:.0f} s left in all"
 
 
 def _plain(text: str) -> str:

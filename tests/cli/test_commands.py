@@ -70,6 +70,8 @@ def test_make_gives_the_film_its_edit_list_and_the_figures(folder: Path, home: d
     assert "rendered_segments: done in" in done.stderr
     checked = montage("check", out, "--json")
     assert checked.returncode == 0
+    again = montage("make", folder, "-o", out, env=home)
+    assert again.returncode == 0, "a film of ours may be overwritten"
     verdict = json.loads(checked.stdout)
     assert verdict["passed"]
     assert {check["name"] for check in verdict["checks"]} >= {"frame_count", "cuts_on_beats", "loudness"}
@@ -88,6 +90,32 @@ def test_a_second_run_does_no_media_work_and_another_song_decodes_no_clip(
     write_song(song, bpm=96, duration_s=12)
     assert montage("make", folder, "--music", song, env=env).returncode == 0
     assert not [line for line in media_work(notes) if "-f nut" in line]
+
+
+def test_several_step_processes_say_no_more_than_one(folder: Path, home: dict[str, str], tmp_path: Path) -> None:
+    done = montage("make", folder, env={**home, "MONTAGE_WORKERS": "2"})
+    assert done.returncode == 0, done.stderr
+    assets = "footage proxies scene_shards beats clip_selections rendered_segments montage film_checks".split()
+    for line in done.stderr.splitlines():
+        assert line.startswith("  ") or line.split(" ")[0].rstrip(":") in assets, line
+    config = (tmp_path / "data" / "dagster" / "dagster.yaml").read_text()
+    assert config == (Path(__file__).parents[2] / "dagster.yaml").read_text(), "the instance of `make dev`"
+
+
+def test_a_film_that_fails_a_check_is_told_by_its_check(folder: Path, home: dict[str, str], tmp_path: Path) -> None:
+    done = montage("make", folder, env=home)
+    assert done.returncode == 0, done.stderr
+    film = tmp_path / "data" / "output" / "holiday" / "montage.mp4"
+    whole = film.read_bytes()
+    middle = len(whole) // 2
+    film.write_bytes(whole[:middle] + bytes(4000) + whole[middle + 4000 :])
+    failed = montage("make", folder, env=home)
+    assert failed.returncode == 1
+    told = failed.stderr.partition("film_checks ...\n")[2].splitlines()
+    assert told
+    assert all(line.startswith("montage: check ") and " failed: " in line for line in told), told
+    film.write_bytes(whole)
+    assert montage("make", folder, env=home).returncode == 0, "a verdict is that of the film it was given on"
 
 
 def test_overrides_reach_the_film(folder: Path, home: dict[str, str], tmp_path: Path) -> None:
@@ -145,6 +173,38 @@ def test_a_wrong_setting_gets_one_line(
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("own/closed.mp4", "own/closed.mp4 lies among the clips of own"),
+        ("link/deep/new.mp4", "link/deep/new.mp4 lies among the clips of own"),
+        ("song.mp4", "song.mp4 is the song itself"),
+        ("other.mp4", "other.mp4 is there already and is no film of this program"),
+        ("linked.mp4", "linked.mp4 is there already and is no film of this program"),
+        ("notes.mp4", "notes.json is there already and is no film of this program"),
+    ],
+)
+def test_no_source_and_no_foreign_file_is_overwritten(
+    tmp_path: Path, home: dict[str, str], output: str, message: str
+) -> None:
+    (tmp_path / "own" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    (tmp_path / "linked.mp4").symlink_to(tmp_path / "other.mp4")
+    for name in ("own/closed.mp4", "song.mp4", "other.mp4", "notes.json"):
+        (tmp_path / name).write_text(f'{{"the bytes of": "{name}"}}')
+    before = contents(tmp_path)
+    done = montage("make", "own", "--music", "song.mp4", "-o", output, env=home, cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("montage: ")
+    assert message in line
+    assert contents(tmp_path) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_scenes_prints_the_same_cuts_for_any_number_of_shards(tmp_path: Path) -> None:
@@ -224,16 +284,35 @@ def test_two_folders_of_one_name_are_two_montages(folder: Path, home: dict[str, 
     assert len(films) == 2
 
 
-def test_an_interrupted_run_says_that_it_can_go_on(folder: Path, home: dict[str, str], tmp_path: Path) -> None:
-    run = subprocess.Popen(
-        [*COMMAND, "make", str(folder)], env={**os.environ, **home}, stderr=subprocess.PIPE, text=True
-    )
-    assert run.stderr is not None
-    for line in run.stderr:
-        if line.startswith("footage"):
-            run.send_signal(signal.SIGINT)
-            break
-    said = run.stderr.read()
-    assert run.wait() == 1
-    assert "montage: stopped; finished work is kept, run the same command again to go on" in said
-    assert "Traceback" not in said
+@pytest.mark.parametrize(("workers", "asset"), [("1", "footage"), ("1", "scene_shards"), ("2", "beats")])
+def test_an_interrupted_run_says_that_it_can_go_on(
+    folder: Path, home: dict[str, str], workers: str, asset: str, tmp_path: Path
+) -> None:
+    """The signal reaches every process, as Ctrl-C in a terminal does."""
+    said = tmp_path / "stderr"
+    with said.open("w") as stderr:
+        run = subprocess.Popen(
+            [*COMMAND, "make", str(folder)],
+            env={**os.environ, **home, "MONTAGE_WORKERS": workers},
+            stderr=stderr,
+            start_new_session=True,
+        )
+    while f"{asset} ..." not in said.read_text() and run.poll() is None:
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(60) == 1
+    lines = [line for line in said.read_text().splitlines() if not line.startswith("  ") and line]
+    assert lines.pop() == "montage: stopped; finished work is kept, run the same command again to go on"
+    assert all(line.endswith(" ...") or ": done in" in line for line in lines), lines
+
+
+def test_the_input_folder_itself_is_the_montage_of_its_loose_files(folder: Path, home: dict[str, str]) -> None:
+    source = Path(home["MONTAGE_DATA"]) / "input"
+    source.mkdir(parents=True)
+    for path in folder.iterdir():
+        shutil.copy(path, source)
+    shutil.copytree(folder, source / "another")
+    done = montage("make", source, "--duration", "3", env=home)
+    assert done.returncode == 0, done.stderr
+    edit = json.loads((source.parent / "output" / "default" / "montage.json").read_text())
+    assert all("/" not in shot["clip"] for shot in edit["shots"])
