@@ -200,6 +200,15 @@ def copy_atomically(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a file's or folder's name can be written down; Linux allows any bytes, Dagster's storage does not."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _status(path: Path) -> os.stat_result | None:
     """Of a file that was listed just now; None where it is gone meanwhile or a link that leads nowhere."""
     try:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 import dagster as dg
 
 from montage_assets import layout
-from montage_assets.data_root import DataRoot
+from montage_assets.data_root import DataRoot, is_utf8
 from montage_assets.media.errors import MediaError
 from montage_assets.media.ingest import media_kind
 
@@ -36,15 +36,6 @@ def unfit_as_key(name: str) -> str | None:
     if "..." in name or any(ord(character) < 32 or ord(character) == 127 for character in name):
         return "its name has '...' or a control character in it; rename the folder"
     return None
-
-
-def is_utf8(name: str) -> bool:
-    """Whether a file's or folder's name can be written down; Linux allows any bytes, Dagster's storage does not."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def folder_of(root: DataRoot, montage: str) -> str:

@@ -4,20 +4,30 @@ Belongs here: asking `arrivals` and answering Dagster. The decisions themselves 
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import dagster as dg
 
 from montage_assets import layout
-from montage_assets.arrivals import Arrival, concerns_the_film, decide, dump_seen, load_seen
+from montage_assets.arrivals import Arrival, decide, dump_memory, load_memory, present_contents
 from montage_assets.data_root import DataRoot, StoredFile
 from montage_assets.failures import plain_failures
 from montage_assets.jobs import JOB_NAME, montage_job
+from montage_assets.media.errors import MediaError
 from montage_assets.media.fingerprint import quick_fingerprint_of, result_key
-from montage_assets.partitions import montage_partitions, montages_in
+from montage_assets.partitions import folder_of, montage_partitions, names_in, unfit_as_key
 from montage_assets.settings import Settings
 
 CONTENT_TAG = "montage/content"
 """On every run: the content it was asked for, so that the sweep knows what has been made."""
+
+_MADE_OR_UNDER_WAY = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.SUCCESS,
+)
+_RUNS_AT_A_TIME = 20
 
 
 @dg.sensor(
@@ -30,13 +40,15 @@ def input_folders(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Register and request every montage that is ready."""
     with plain_failures():
         root = Settings.from_environment().data_root()
-        decision = decide(_listings(root), load_seen(context.cursor), lambda *args: _content(root, *args))
+        decision = decide(
+            names_in(root), load_memory(context.cursor), partial(_files_of, root), partial(_content, root)
+        )
     return dg.SensorResult(
         dynamic_partitions_requests=[
             montage_partitions.build_add_request([arrival.montage for arrival in decision.arrivals])
         ],
         run_requests=[_request(arrival) for arrival in decision.arrivals],
-        cursor=dump_seen(decision.seen),
+        cursor=dump_memory(decision.memory),
         skip_reason=None if decision.arrivals else dg.SkipReason(_why_nothing(decision.waiting)),
     )
 
@@ -48,64 +60,76 @@ def input_folders(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     description="Once a night: makes what the sensor missed or what failed.",
 )
 def nightly_sweep(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-    """Request every montage whose present content has no finished and no running run."""
+    """Request every montage whose present content is not what its newest run made or is making."""
     with plain_failures():
         root = Settings.from_environment().data_root()
-        listings = {montage: _relevant(files) for montage, files in _listings(root).items()}
-        content = {name: _content(root, name, files) for name, files in listings.items() if files}
+        contents = present_contents(names_in(root), partial(_files_of, root), partial(_content, root))
     missed = [
         Arrival(montage, fingerprint)
-        for montage, fingerprint in sorted(content.items())
+        for montage, fingerprint in contents.fingerprints.items()
         if not _made_or_under_way(context.instance, montage, fingerprint)
     ]
     if not missed:
-        return dg.SkipReason("every montage is made")
+        return dg.SkipReason("; ".join(["nothing is left to make", *contents.waiting]))
+    for line in contents.waiting:
+        context.log.warning(f"not made: {line}")
     context.instance.add_dynamic_partitions("montage", [arrival.montage for arrival in missed])
     return [_request(arrival) for arrival in missed]
 
 
-def _listings(root: DataRoot) -> dict[str, list[StoredFile]]:
-    return {
-        montage: root.list_files(layout.input_folder(montage), recursive=montage != layout.DEFAULT_MONTAGE)
-        for montage in montages_in(root)
-    }
-
-
-def _relevant(files: Sequence[StoredFile]) -> list[StoredFile]:
-    return [file for file in files if concerns_the_film(file.name)]
+def _files_of(root: DataRoot, montage: str) -> list[StoredFile]:
+    fault = unfit_as_key(montage)
+    if fault is not None:
+        raise MediaError(fault)
+    try:
+        folder = folder_of(root, montage)
+        return root.list_files(folder, recursive=folder != layout.INPUT)
+    except OSError as error:
+        raise MediaError(_unreadable("its folder", error)) from error
 
 
 def _content(root: DataRoot, montage: str, files: Sequence[StoredFile]) -> str:
+    folder = folder_of(root, montage)
     parts = {}
     for file in files:
-        with root.open(f"{layout.input_folder(montage)}/{file.name}") as stream:
-            parts[file.name] = quick_fingerprint_of(stream, file.size)
+        try:
+            with root.open(f"{folder}/{file.name}") as stream:
+                parts[file.name] = quick_fingerprint_of(stream, file.size)
+        except OSError as error:
+            raise MediaError(_unreadable(file.name, error)) from error
     return result_key(files=parts)
+
+
+def _unreadable(what: str, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{what} vanished while it was read; all is looked at again soon"
+    return f"{what} cannot be read ({error.strerror or error}); check who may read it"
 
 
 def _request(arrival: Arrival) -> dg.RunRequest:
     return dg.RunRequest(
-        run_key=f"{arrival.montage}-{arrival.fingerprint}",
+        run_key=f"{arrival.montage}-{arrival.fingerprint}-{arrival.generation}",
         partition_key=arrival.montage,
         tags={CONTENT_TAG: arrival.fingerprint},
     )
 
 
 def _made_or_under_way(instance: dg.DagsterInstance, montage: str, fingerprint: str) -> bool:
-    runs = instance.get_runs(
-        dg.RunsFilter(
-            job_name=JOB_NAME,
-            tags={CONTENT_TAG: fingerprint, "dagster/partition": montage},
-            statuses=[
-                dg.DagsterRunStatus.QUEUED,
-                dg.DagsterRunStatus.STARTING,
-                dg.DagsterRunStatus.STARTED,
-                dg.DagsterRunStatus.SUCCESS,
-            ],
-        ),
-        limit=1,
-    )
-    return bool(runs)
+    run = _newest_run(instance, montage)
+    return run is not None and run.tags[CONTENT_TAG] == fingerprint and run.status in _MADE_OR_UNDER_WAY
+
+
+def _newest_run(instance: dg.DagsterInstance, montage: str) -> dg.DagsterRun | None:
+    """The newest run of a montage that says what content it was asked for. Runs that a user started do not, and may
+    have made another film of it on purpose."""
+    of_montage = dg.RunsFilter(job_name=JOB_NAME, tags={"dagster/partition": montage})
+    cursor = None
+    while runs := instance.get_runs(of_montage, cursor=cursor, limit=_RUNS_AT_A_TIME):
+        for run in runs:
+            if CONTENT_TAG in run.tags:
+                return run
+        cursor = runs[-1].run_id
+    return None
 
 
 def _why_nothing(waiting: Sequence[str]) -> str:

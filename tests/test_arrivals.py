@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
-from montage_assets.arrivals import Arrival, Decision, Seen, decide, dump_seen, load_seen
+import pytest
+
+from montage_assets.arrivals import (
+    Arrival,
+    Decision,
+    Memory,
+    Seen,
+    decide,
+    dump_memory,
+    load_memory,
+    present_contents,
+)
 from montage_assets.data_root import StoredFile
+from montage_assets.media.errors import MediaError
 
 CLIP = StoredFile("clip.mp4", 100, "v1")
 SONG = StoredFile("song.mp3", 50, "v1")
@@ -18,11 +31,16 @@ def content_of(montage: str, files: Sequence[StoredFile]) -> str:
 
 def ticks(*listings: dict[str, list[StoredFile]]) -> Decision:
     """The last decision of ticks that saw these listings, each with what the one before remembered."""
-    seen: dict[str, Seen] = {}
+    return all_ticks(*listings)[-1]
+
+
+def all_ticks(*listings: dict[str, list[StoredFile]]) -> list[Decision]:
+    decisions: list[Decision] = []
+    memory = Memory()
     for listing in listings:
-        decision = decide(listing, load_seen(dump_seen(seen)), content_of)
-        seen = decision.seen
-    return decision
+        decisions.append(decide(listing, load_memory(dump_memory(memory)), listing.__getitem__, content_of))
+        memory = decisions[-1].memory
+    return decisions
 
 
 def test_a_folder_is_ready_at_the_tick_after_its_last_change() -> None:
@@ -30,7 +48,7 @@ def test_a_folder_is_ready_at_the_tick_after_its_last_change() -> None:
     assert ticks({"holiday": [CLIP, SONG]}).arrivals == []
     assert ticks(first, {"holiday": [CLIP, SONG]}).waiting == ["holiday: still changing"]
     made = ticks({"holiday": [CLIP, SONG]}, {"holiday": [CLIP, SONG]}).arrivals
-    assert made == [Arrival("holiday", "holiday:clip.mp4=100,song.mp3=50")]
+    assert made == [Arrival("holiday", "holiday:clip.mp4=100,song.mp3=50", generation=1)]
 
 
 def test_a_folder_still_being_copied_waits() -> None:
@@ -75,3 +93,99 @@ def test_folders_do_not_wait_for_each_other() -> None:
     decision = ticks({"a": settled, "b": growing}, {"a": settled, "b": [StoredFile("clip.mp4", 2, "v2"), SONG]})
     assert [arrival.montage for arrival in decision.arrivals] == ["a"]
     assert decision.waiting == ["b: still changing"]
+
+
+def test_content_that_comes_back_is_asked_for_again() -> None:
+    before, more = {"holiday": [CLIP, SONG]}, {"holiday": [CLIP, SONG, StoredFile("more.mov", 7, "v1")]}
+    decisions = all_ticks(before, before, more, more, before, before)
+    first, second, third = [arrival for decision in decisions for arrival in decision.arrivals]
+    assert first.fingerprint == third.fingerprint != second.fingerprint
+    assert [arrival.generation for arrival in (first, second, third)] == [1, 2, 3]
+
+
+def test_a_folder_that_comes_back_is_told_from_its_earlier_requests() -> None:
+    before, more = {"holiday": [CLIP, SONG]}, {"holiday": [CLIP, SONG, StoredFile("more.mov", 7, "v1")]}
+    decisions = all_ticks(before, before, more, more, {}, before, before)
+    first, _, last = [arrival for decision in decisions for arrival in decision.arrivals]
+    assert first.fingerprint == last.fingerprint
+    assert first.generation < last.generation
+
+
+def test_a_settled_montage_is_read_once() -> None:
+    read: list[str] = []
+
+    def reads(montage: str, files: Sequence[StoredFile]) -> str:
+        read.append(montage)
+        return content_of(montage, files)
+
+    listing, memory = {"a": [CLIP, SONG], "b": [CLIP, SONG]}, Memory()
+    for _ in range(5):
+        memory = load_memory(dump_memory(decide(listing, memory, listing.__getitem__, reads).memory))
+    assert read == ["a", "b"]
+    listing["b"] = [StoredFile("clip.mp4", 100, "v2"), SONG]
+    for _ in range(5):
+        memory = load_memory(dump_memory(decide(listing, memory, listing.__getitem__, reads).memory))
+    assert read == ["a", "b", "b"]
+
+
+def test_a_montage_that_cannot_be_read_waits_alone_and_is_remembered() -> None:
+    def refuse(montage: str, files: Sequence[StoredFile]) -> str:
+        if montage == "b":
+            raise MediaError("clip.mp4 cannot be read (Permission denied); check who may read it")
+        return content_of(montage, files)
+
+    def refuse_listing(montage: str) -> list[StoredFile]:
+        if montage == "b":
+            raise MediaError("its folder cannot be read")
+        return listing[montage]
+
+    listing = {"a": [CLIP, SONG], "b": [CLIP, SONG], "c": [CLIP, SONG]}
+    first = decide(listing, Memory(), listing.__getitem__, content_of)
+    second = decide(listing, first.memory, listing.__getitem__, refuse)
+    assert [arrival.montage for arrival in second.arrivals] == ["a", "c"]
+    assert second.waiting == ["b: clip.mp4 cannot be read (Permission denied); check who may read it"]
+    third = decide(listing, second.memory, refuse_listing, content_of)
+    assert (third.arrivals, third.waiting) == ([], ["b: its folder cannot be read"])
+    fourth = decide(listing, third.memory, listing.__getitem__, content_of)
+    assert [arrival.montage for arrival in fourth.arrivals] == ["b"]
+    contents = present_contents(listing, listing.__getitem__, refuse)
+    assert sorted(contents.fingerprints) == ["a", "c"]
+    assert contents.waiting == second.waiting
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9.mp4"), os.fsdecode(b"caf\xe9/clip.mp4")])
+def test_a_clip_whose_name_is_not_utf8_is_named(name: str) -> None:
+    listing = {"a": [CLIP, SONG], "b": [CLIP, SONG, StoredFile(name, 1, "v1")]}
+    decision = ticks(listing, listing)
+    assert [arrival.montage for arrival in decision.arrivals] == ["a"]
+    (line,) = decision.waiting
+    assert line.startswith("b: the name of 'caf\\udce9")
+    assert line.endswith("rename the file")
+    line.encode()
+    assert list(present_contents(listing, listing.__getitem__, content_of).fingerprints) == ["a"]
+
+
+def test_a_note_whose_name_is_not_utf8_is_left_alone() -> None:
+    listing = {"a": [CLIP, SONG, StoredFile(os.fsdecode(b"caf\xe9.txt"), 1, "v1")]}
+    assert ticks(listing, listing).arrivals != []
+
+
+def test_an_older_cursor_still_counts() -> None:
+    memory = load_memory('{"holiday": ["abc", "def"], "new": ["abc", null]}')
+    assert memory == Memory(0, {"holiday": Seen("abc", "def"), "new": Seen("abc")})
+    assert load_memory(None) == load_memory("") == Memory()
+
+
+def test_the_cursor_stays_small() -> None:
+    listing = {
+        f"m{number}": [StoredFile(f"{clip}.mp4", 100, "v1") for clip in range(500)] + [SONG] for number in (1, 2)
+    }
+
+    def content(montage: str, files: Sequence[StoredFile]) -> str:
+        return "0" * 24
+
+    first = decide(listing, Memory(), listing.__getitem__, content)
+    second = decide(listing, first.memory, listing.__getitem__, content)
+    assert load_memory(dump_memory(second.memory)) == second.memory
+    assert len(dump_memory(second.memory)) < 80 * len(listing)
+    assert dump_memory(decide({}, second.memory, listing.__getitem__, content).memory) == "[1,{}]"
