@@ -36,6 +36,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
+# The same file that `montage make` puts there where there is none; a newer one replaces it.
+$(DAGSTER_HOME)/dagster.yaml: montage_assets/dagster.yaml
 	mkdir -p $(DAGSTER_HOME)
-	cp dagster.yaml $@
+	cp $< $@
