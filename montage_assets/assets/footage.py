@@ -20,7 +20,7 @@ from montage_assets.media.fingerprint import fingerprint_of, result_key
 from montage_assets.media.ingest import AUDIO_SUFFIXES, ingest_clip, media_kind
 from montage_assets.media.pictures import contact_sheet
 from montage_assets.metadata import picture
-from montage_assets.partitions import montage_partitions, montages_in, no_such_montage
+from montage_assets.partitions import folder_of, montage_partitions, montages_in, no_such_montage
 from montage_assets.spec import SPEC_FILE, MontageSpec, parse_spec, with_overrides
 
 ALGORITHM = 1
@@ -143,7 +143,7 @@ def _folder(root: DataRoot, montage: str, config: FootageConfig, before: Footage
     if config.folder:
         return config.folder
     if montage in montages_in(root):
-        return layout.input_folder(montage)
+        return folder_of(root, montage)
     if before is not None and root.folder_exists(before.folder):
         return before.folder
     raise MediaError(no_such_montage(montage, montages_in(root), root))
