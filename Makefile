@@ -3,7 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 MONTAGE_DATA ?= $(CURDIR)/data
 export MONTAGE_DATA
-DAGSTER_HOME ?= $(MONTAGE_DATA)/dagster
+# As the montage command has it: beside the data where that is a folder; Dagster wants an absolute path.
+ifneq (,$(findstring ://,$(MONTAGE_DATA)))
+DAGSTER_HOME ?= $(HOME)/.montage/dagster
+else
+DAGSTER_HOME ?= $(abspath $(MONTAGE_DATA))/dagster
+endif
 export DAGSTER_HOME
 
 .PHONY: demo dev test lint bench
@@ -12,7 +17,7 @@ demo: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## make the example montag
 	$(BIN)/montage make examples/demo
 
 dev: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## the Dagster UI on http://127.0.0.1:3000, sensors on
-	mkdir -p $(MONTAGE_DATA)/input
+	$(if $(findstring ://,$(MONTAGE_DATA)),,mkdir -p $(MONTAGE_DATA)/input)
 	$(BIN)/dagster dev -w workspace.yaml --host 127.0.0.1 --port 3000
 
 test: $(VENV)/installed-dev  ## the test suite
