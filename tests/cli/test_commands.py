@@ -272,6 +272,8 @@ def snapshot(work: Path) -> dict[str, tuple[int, int]]:
         for kind in kinds
         for path in sorted((work / kind).rglob("*"))
         if path.is_file() and "partial" not in path.name
+        # A segment counts as finished once its report is beside it.
+        if kind != "segments" or path.with_suffix(".json").is_file()
     }
 
 
