@@ -303,9 +303,17 @@ def test_an_interrupted_run_says_that_it_can_go_on(
         time.sleep(0.02)
     os.killpg(run.pid, signal.SIGINT)
     assert run.wait(60) == 1
+    assert not [line for line in processes_of_group(run.pid) if "ffmpeg" in line]
     lines = [line for line in said.read_text().splitlines() if not line.startswith("  ") and line]
     assert lines.pop() == "montage: stopped; finished work is kept, run the same command again to go on"
     assert all(line.endswith(" ...") or ": done in" in line for line in lines), lines
+
+
+def processes_of_group(group: int) -> list[str]:
+    """The commands of a process group that still run; what has ended and awaits its parent does not."""
+    listed = subprocess.run(["ps", "-eo", "pgid=,stat=,comm="], capture_output=True, text=True, check=True).stdout  # noqa: S607
+    rows = (line.split(None, 2) for line in listed.splitlines())
+    return [command for of_group, state, command in rows if int(of_group) == group and not state.startswith("Z")]
 
 
 def test_the_input_folder_itself_is_the_montage_of_its_loose_files(folder: Path, home: dict[str, str]) -> None:
