@@ -22,7 +22,7 @@ from montage_assets.media.shards import cut_into_ranges
 LEAST_OF_DECODING = 88.0
 MOST_FOR_SHARDS = 5.0
 SHARDS = 4
-ROUNDS = 5
+ROUNDS = 7
 
 
 def measure(bench: Bench) -> Section:
