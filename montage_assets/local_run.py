@@ -27,6 +27,7 @@ from montage_assets import layout
 from montage_assets.assets.footage import Footage
 from montage_assets.cluster.executors import execution_config, processes_for
 from montage_assets.data_root import DataRoot
+from montage_assets.dead_runs import process_tag, report_dead_runs
 from montage_assets.failures import describe_cause
 from montage_assets.io import read_record
 from montage_assets.jobs import JOB_NAME
@@ -168,6 +169,7 @@ def run_montage(
     launch = uuid.uuid4().hex
     view = RunView()
     with dg.DagsterInstance.get() as instance, display:
+        report_dead_runs(instance)
         instance.add_dynamic_partitions("montage", [montage])
         interrupts = _Interrupts()
         with _Follower(instance, launch, view, display), interrupts:
@@ -175,7 +177,7 @@ def run_montage(
                 dg.reconstructable(montage_job),
                 instance=instance,
                 run_config=run_config,
-                tags={"dagster/partition": montage, _LAUNCH_TAG: launch},
+                tags={"dagster/partition": montage, _LAUNCH_TAG: launch, **process_tag()},
                 raise_on_error=False,
             )
         if interrupts.seen and not result.success:

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 
@@ -21,7 +22,7 @@ def plain(name: str) -> str:
     return "".join(f"&#{ord(char)};" if char in "<>&[]()*_`!\\#|" else char for char in name)
 
 
-def table(rows: Sequence[Mapping[str, str | int | float | bool]]) -> dg.TableMetadataValue:
+def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
     """A table whose columns are the keys of the rows, in order, typed by their values.
 
     All rows have the same keys. A column of whole and other numbers is one of floats. No rows give a table

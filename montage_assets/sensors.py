@@ -11,6 +11,7 @@ import dagster as dg
 from montage_assets import layout
 from montage_assets.arrivals import Arrival, decide, dump_memory, load_memory, present_contents
 from montage_assets.data_root import DataRoot, StoredFile
+from montage_assets.dead_runs import report_dead_runs
 from montage_assets.failures import plain_failures
 from montage_assets.jobs import JOB_NAME, montage_job
 from montage_assets.media.errors import MediaError
@@ -38,6 +39,7 @@ _RUNS_AT_A_TIME = 20
 )
 def input_folders(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Register and request every montage that is ready."""
+    report_dead_runs(context.instance)
     with plain_failures():
         root = Settings.from_environment().data_root()
         decision = decide(

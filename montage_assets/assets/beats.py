@@ -12,7 +12,9 @@ from montage_assets.media.beat_analysis import BeatAnalysis
 from montage_assets.media.beats import ALGORITHM, analyze_song
 from montage_assets.media.ffmpeg import ffmpeg_version
 from montage_assets.media.fingerprint import result_key
+from montage_assets.metadata import table
 from montage_assets.partitions import montage_partitions
+from montage_assets.progress import still_working
 
 
 @dg.asset(
@@ -26,7 +28,7 @@ from montage_assets.partitions import montage_partitions
 def beats(context: dg.AssetExecutionContext, footage: Footage) -> dg.MaterializeResult[BeatAnalysis]:
     """Analyse the song once per content."""
     root = data_root()
-    with plain_failures():
+    with plain_failures(), still_working(context.log.info, "finding the beats"):
         analysis = analysis_of(root, footage)
     context.log.info(analysis.explanation)
     return dg.MaterializeResult(value=analysis, metadata=_metadata(analysis))
@@ -45,14 +47,7 @@ def analysis_of(root: DataRoot, footage: Footage) -> BeatAnalysis:
 
 def _metadata(analysis: BeatAnalysis) -> dict[str, dg.MetadataValue]:
     sections = [
-        dg.TableRecord(
-            {
-                "from (s)": section.start_s,
-                "to (s)": section.end_s,
-                "energy": section.energy,
-                "label": section.label,
-            }
-        )
+        {"from (s)": section.start_s, "to (s)": section.end_s, "energy": section.energy, "label": section.label}
         for section in analysis.sections
     ]
     return {
@@ -62,15 +57,5 @@ def _metadata(analysis: BeatAnalysis) -> dict[str, dg.MetadataValue]:
         "confidence": dg.MetadataValue.float(round(analysis.confidence, 3)),
         "how found": dg.MetadataValue.text(analysis.explanation),
         "length (s)": dg.MetadataValue.float(round(analysis.duration_s, 2)),
-        "sections": dg.MetadataValue.table(
-            sections,
-            schema=dg.TableSchema(
-                [
-                    dg.TableColumn("from (s)", "float"),
-                    dg.TableColumn("to (s)", "float"),
-                    dg.TableColumn("energy", "float"),
-                    dg.TableColumn("label"),
-                ]
-            ),
-        ),
+        "sections": table(sections),
     }

@@ -21,10 +21,11 @@ from montage_assets.media.pacing import choose_duration, pace_named, plan_cuts
 from montage_assets.media.pictures import contact_sheet
 from montage_assets.media.selection import longest_scene_s, select_shots, usable_footage_s, what_gave_way
 from montage_assets.media.signals import clip_signals
-from montage_assets.metadata import picture
+from montage_assets.metadata import picture, table
 from montage_assets.partitions import montage_partitions
 
 _SHOTS_ON_SHEET = 60
+_ROWS_SHOWN = 500
 
 
 @dataclass(frozen=True)
@@ -133,24 +134,18 @@ def _metadata(edit: EditList, notes: Sequence[str]) -> dict[str, dg.MetadataValu
     }
 
 
-def shot_table(edit: EditList) -> dg.MetadataValue:
+def shot_table(edit: EditList) -> dg.TableMetadataValue:
     """Every shot with its source, length and reasons, for the UI."""
     names = list(dict.fromkeys(name for shot in edit.shots for name in shot.reasons))
-    rows = []
-    for shot in edit.shots:
-        start_s = round(float(Fraction(shot.first_frame) / edit.fps), 3)
-        length_s = round(float(Fraction(shot.frames) / edit.fps), 3)
-        row: dict[str, str | int | float | bool | None] = {
+    rows: list[dict[str, str | int | float | bool]] = []
+    for shot in edit.shots[:_ROWS_SHOWN]:
+        row: dict[str, str | int | float | bool] = {
             "shot": shot.id,
-            "at (s)": start_s,
-            "length (s)": length_s,
+            "at (s)": round(float(Fraction(shot.first_frame) / edit.fps), 3),
+            "length (s)": round(float(Fraction(shot.frames) / edit.fps), 3),
             "clip": shot.clip,
             "from (s)": round(shot.source_start_s, 3),
             "score": round(shot.score, 3),
         }
-        row |= {name: round(shot.reasons[name], 2) if name in shot.reasons else None for name in names}
-        rows.append(dg.TableRecord(row))
-    kinds = {"shot": "int", "clip": "string"}
-    columns = ["shot", "at (s)", "length (s)", "clip", "from (s)", "score", *names]
-    schema = dg.TableSchema([dg.TableColumn(name, kinds.get(name, "float")) for name in columns])
-    return dg.MetadataValue.table(rows[:500], schema=schema)
+        rows.append(row | {name: round(shot.reasons.get(name, 0.0), 2) for name in names})
+    return table(rows)

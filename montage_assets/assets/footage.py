@@ -19,8 +19,9 @@ from montage_assets.media.ffmpeg import ffmpeg_version
 from montage_assets.media.fingerprint import fingerprint_of, result_key
 from montage_assets.media.ingest import AUDIO_SUFFIXES, ingest_clip, media_kind
 from montage_assets.media.pictures import contact_sheet
-from montage_assets.metadata import picture
+from montage_assets.metadata import picture, table
 from montage_assets.partitions import folder_of, montage_partitions, montages_in, no_such_montage
+from montage_assets.progress import still_working
 from montage_assets.spec import SPEC_FILE, MontageSpec, parse_spec, with_overrides
 
 ALGORITHM = 1
@@ -111,9 +112,10 @@ def survey(root: DataRoot, montage: str, config: FootageConfig, log: Any) -> Foo
             continue
         reason = _reason_by_name(root, folder, file, files)
         if reason is None:
-            entry = _known_file(root, source, file, known)
+            with still_working(log, f"reading {file.name}"):
+                entry = _known_file(root, source, file, known)
+                result = _ingested(root, source, file.name, entry.fingerprint)
             twin = seen.setdefault(entry.fingerprint, entry)
-            result = _ingested(root, source, file.name, entry.fingerprint)
             reason = result.reason if twin is entry else f"is the same as {twin.name}"
             if reason is None and result.clip is not None:
                 clips.append(replace(result.clip, name=file.name))
@@ -309,7 +311,6 @@ def _in_words(clip: Clip) -> str:
 def _metadata(root: DataRoot, found: Footage) -> dict[str, dg.MetadataValue]:
     shown = found.clips[:24]
     sheet = contact_sheet([root.read_bytes(thumbnail_key(clip)) for clip in shown], [clip.name for clip in shown])
-    left_out = [dg.TableRecord({"clip": entry.clip, "reason": entry.reason}) for entry in found.left_out]
     return {
         "clips": dg.MetadataValue.int(len(found.clips)),
         "left out": dg.MetadataValue.int(len(found.left_out)),
@@ -317,11 +318,6 @@ def _metadata(root: DataRoot, found: Footage) -> dict[str, dg.MetadataValue]:
         "size (MB)": dg.MetadataValue.float(round(sum(clip.size_bytes for clip in found.clips) / 1e6, 1)),
         "music": dg.MetadataValue.path(root.where(found.music.source)),
         "thumbnails": picture(sheet, "one picture of each clip"),
-        "clip table": dg.MetadataValue.table(
-            [dg.TableRecord({"clip": clip.name, "what it is": _in_words(clip)}) for clip in found.clips],
-            schema=dg.TableSchema([dg.TableColumn("clip"), dg.TableColumn("what it is")]),
-        ),
-        "left out table": dg.MetadataValue.table(
-            left_out, schema=dg.TableSchema([dg.TableColumn("clip"), dg.TableColumn("reason")])
-        ),
+        "clip table": table([{"clip": clip.name, "what it is": _in_words(clip)} for clip in found.clips]),
+        "left out table": table([{"clip": entry.clip, "reason": entry.reason} for entry in found.left_out]),
     }

@@ -27,7 +27,7 @@ from montage_assets.media.render import RenderedSegment, RenderShot
 from montage_assets.media.soundtrack import FilmSound
 from montage_assets.metadata import picture
 from montage_assets.partitions import montage_partitions
-from montage_assets.progress import FrameCounter
+from montage_assets.progress import FrameCounter, still_working
 
 STEP = "make_montage"
 """The name of the step that makes this asset."""
@@ -124,7 +124,8 @@ def make_film(
         root.writing(layout.film(name)) as out,
         tempfile.TemporaryDirectory(dir=out.parent, prefix=".joined-") as folder,
     ):
-        joined = join.join_segments(rendered, fmt, Path(folder) / "joined.mp4")
+        with still_working(log, "joining the segments"):
+            joined = join.join_segments(rendered, fmt, Path(folder) / "joined.mp4")
         sound = soundtrack.mux_film(
             joined.path,
             root.local_file(footage.music.source),

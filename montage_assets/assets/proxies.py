@@ -20,7 +20,9 @@ from montage_assets.media import proxies as proxy_media
 from montage_assets.media.clip import Clip, LeftOut
 from montage_assets.media.errors import MediaError, UnusableClip
 from montage_assets.media.shards import ClipRange
+from montage_assets.metadata import table
 from montage_assets.partitions import montage_partitions
+from montage_assets.progress import planned_line, still_working
 from montage_assets.settings import Settings
 
 
@@ -59,6 +61,7 @@ def plan_proxies(
         ]
         settings = Settings.from_environment()
         plan, shards = shard_steps.plan_shards(root, footage.folder, footage.clips, clips, settings, with_proxy=True)
+    context.log.info(planned_line(sum(task.part.frames_estimate for shard in shards for task in shard.tasks)))
     yield dg.Output(plan, "plan")
     for shard in shards:
         yield dg.DynamicOutput(shard, mapping_key("shard", shard.index + 1), output_name="shards")
@@ -76,7 +79,7 @@ def join_proxies(
     context: dg.OpExecutionContext, footage: Footage, plan: ShardPlan, reports: list[ShardReport]
 ) -> Proxies:
     """Put the ranges of each proxy, and of its scores, together."""
-    with plain_failures():
+    with plain_failures(), still_working(context.log.info, "joining the proxies"):
         result = _join(context, footage, plan, reports)
     made = sum(part.frames for report in reports for part in report.ranges)
     context.add_output_metadata(
@@ -103,10 +106,10 @@ def proxies(footage: Footage) -> Proxies:
     return join_proxies(footage, plan, shards.map(make_proxies).collect())  # type: ignore[no-any-return]
 
 
-def report_table(reports: list[ShardReport]) -> dg.MetadataValue:
+def report_table(reports: list[ShardReport]) -> dg.TableMetadataValue:
     """Frames, seconds and speed of every range, for the UI."""
-    rows = [
-        dg.TableRecord(
+    return table(
+        [
             {
                 "shard": report.index + 1,
                 "clip": f"{part.clip} ({part.part + 1}/{part.parts})",
@@ -115,19 +118,10 @@ def report_table(reports: list[ShardReport]) -> dg.MetadataValue:
                 "frames per second": round(part.frames / max(part.seconds, 1e-3), 1),
                 "CPU-seconds": round(part.cpu_seconds, 2),
             }
-        )
-        for report in reports
-        for part in report.ranges
-    ]
-    columns = [
-        dg.TableColumn("shard", "int"),
-        dg.TableColumn("clip"),
-        dg.TableColumn("frames", "int"),
-        dg.TableColumn("seconds", "float"),
-        dg.TableColumn("frames per second", "float"),
-        dg.TableColumn("CPU-seconds", "float"),
-    ]
-    return dg.MetadataValue.table(rows, schema=dg.TableSchema(columns))
+            for report in reports
+            for part in report.ranges
+        ]
+    )
 
 
 def _join(context: dg.OpExecutionContext, footage: Footage, plan: ShardPlan, reports: list[ShardReport]) -> Proxies:

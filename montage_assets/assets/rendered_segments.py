@@ -23,8 +23,9 @@ from montage_assets.media.ffmpeg import Progress, ffmpeg_version
 from montage_assets.media.fingerprint import clip_key, result_key
 from montage_assets.media.proxies import proxy_clip
 from montage_assets.media.render import OutputFormat, RenderShot
+from montage_assets.metadata import table
 from montage_assets.partitions import montage_partitions
-from montage_assets.progress import FrameCounter
+from montage_assets.progress import FrameCounter, planned_line
 from montage_assets.spec import MontageSpec
 
 
@@ -95,6 +96,7 @@ def plan_segments(
         plan = segment_plan(footage, proxies, clip_selections)
         missing = [task for task in plan.segments if not _is_done(root, task)]
     context.log.info(f"{len(plan.segments) - len(missing)} of {len(plan.segments)} segments are encoded already")
+    context.log.info(planned_line(sum(shot.frames for task in missing for shot in task.shots)))
     yield dg.Output(plan, "plan")
     for task in missing:
         yield dg.DynamicOutput(task, mapping_key("segment", task.index + 1), output_name="segments")
@@ -224,9 +226,9 @@ def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -
     return report
 
 
-def _table(reports: Sequence[SegmentReport]) -> dg.MetadataValue:
-    rows = [
-        dg.TableRecord(
+def _table(reports: Sequence[SegmentReport]) -> dg.TableMetadataValue:
+    return table(
+        [
             {
                 "segment": report.index + 1,
                 "frames": report.frames,
@@ -235,15 +237,6 @@ def _table(reports: Sequence[SegmentReport]) -> dg.MetadataValue:
                 "frames per second": round(report.frames / max(report.seconds, 1e-3), 1),
                 "size (MB)": round(report.size_bytes / 1e6, 2),
             }
-        )
-        for report in reports
-    ]
-    columns = [
-        dg.TableColumn("segment", "int"),
-        dg.TableColumn("frames", "int"),
-        dg.TableColumn("encoder"),
-        dg.TableColumn("seconds", "float"),
-        dg.TableColumn("frames per second", "float"),
-        dg.TableColumn("size (MB)", "float"),
-    ]
-    return dg.MetadataValue.table(rows, schema=dg.TableSchema(columns))
+            for report in reports
+        ]
+    )

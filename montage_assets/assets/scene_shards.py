@@ -22,11 +22,16 @@ from montage_assets.media.fingerprint import result_key
 from montage_assets.media.frame_scores import FrameScores
 from montage_assets.media.scenes import SceneList, detect_scenes
 from montage_assets.media.shards import ClipRange
+from montage_assets.metadata import table
 from montage_assets.partitions import montage_partitions
+from montage_assets.progress import planned_line, still_working
 from montage_assets.settings import Settings
 
 ALGORITHM = 1
 """Part of every scene list's key."""
+
+
+_ROWS_SHOWN = 500
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ def plan_scene_shards(
         plan, shards = shard_steps.plan_shards(root, footage.folder, footage.clips, clips, settings, with_proxy=False)
     todo = sum(len(shard.tasks) for shard in shards)
     context.log.info(f"{len(footage.clips) - len(clips)} clips are scored already; {todo} parts are to do")
+    context.log.info(planned_line(sum(task.part.frames_estimate for shard in shards for task in shard.tasks)))
     yield dg.Output(plan, "plan")
     for shard in shards:
         yield dg.DynamicOutput(shard, mapping_key("shard", shard.index + 1), output_name="shards")
@@ -80,7 +86,7 @@ def merge_scenes(
     reports: list[ShardReport],
 ) -> Scenes:
     """Put the scores of every clip together and run the detector once over them."""
-    with plain_failures():
+    with plain_failures(), still_working(context.log.info, "deciding the scenes"):
         result = _merge(context, footage, proxies, plan, reports)
     context.add_output_metadata(
         {
@@ -181,18 +187,10 @@ def _reasons(left_out: Iterable[LeftOut]) -> str:
     return "; ".join(f"{entry.clip} {entry.reason}" for entry in left_out)
 
 
-def _scene_table(scenes: Sequence[SceneList]) -> dg.MetadataValue:
-    rows = []
-    for found in scenes:
-        starts_s = [0.0, *found.cuts_s]
-        for number, (frame, start_s) in enumerate(zip(found.starts, starts_s, strict=True), start=1):
-            rows.append(
-                dg.TableRecord({"clip": found.clip, "scene": number, "first frame": frame, "start (s)": start_s})
-            )
-    columns = [
-        dg.TableColumn("clip"),
-        dg.TableColumn("scene", "int"),
-        dg.TableColumn("first frame", "int"),
-        dg.TableColumn("start (s)", "float"),
+def _scene_table(scenes: Sequence[SceneList]) -> dg.TableMetadataValue:
+    rows = [
+        {"clip": found.clip, "scene": number, "first frame": frame, "start (s)": start_s}
+        for found in scenes
+        for number, (frame, start_s) in enumerate(zip(found.starts, [0.0, *found.cuts_s], strict=True), start=1)
     ]
-    return dg.MetadataValue.table(rows[:500], schema=dg.TableSchema(columns))
+    return table(rows[:_ROWS_SHOWN])
