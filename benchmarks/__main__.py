@@ -69,7 +69,8 @@ def _machine(bench: Bench) -> str:
         "To reproduce: `python -m benchmarks --media DIR` with a folder of clips and songs (default: the example's). "
         "Accuracy needs viewed truth beside them: `<clip>.cuts.txt` with the seconds of each new shot's first frame, "
         "`<clip>.gradual.txt` with spans `start end note` that do not count, `<song>.beats.txt` with the seconds of "
-        f"the beats. The figures below are of {shown}."
+        f"the beats. The figures below are of {shown}. Questions can be measured one by one; a section keeps the "
+        "figures of its last measurement."
     )
 
 
