@@ -80,7 +80,8 @@ def measure(bench: Bench) -> Section:
         f"`ffmpeg -f null` with its own choice of threads; best and median of {ROUNDS} rounds in turns. The film is "
         "animated and clean, or has a camera's grain laid over it, at settings where the grain survives; content "
         "moves the figures by a factor of two and more. `DECODE_MS_PER_MEGAPIXEL` in "
-        "`montage_assets/media/proxies.py`, which decides what gets a proxy, is the best of a run with grain, since raw clips have it. Encoder settings "
+        "`montage_assets/media/proxies.py`, which decides what gets a proxy, is the best of a run with grain, "
+        "since raw clips have it. Encoder settings "
         "are in `benchmarks/decode_cost.py`.",
         tables=[
             Table(
