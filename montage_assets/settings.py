@@ -6,10 +6,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar, get_args
 
 from montage_assets.cluster.mode import ClusterMode
 from montage_assets.data_root import DEFAULT_CACHE_BYTES, DataRoot
 from montage_assets.media.errors import MediaError
+
+ExecutorName = Literal["local", "celery", "k8s"]
+WorkerType = Literal["cpu", "gpu", "cgpu"]
+
+DEFAULT_REDIS_URL = "redis://localhost:6379/0"
+DEFAULT_COORDINATOR_URL = "http://localhost:8080"
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,13 @@ class Settings:
     time, None to decide by machine and footage. `cache`, `cache_bytes`: MONTAGE_CACHE and MONTAGE_CACHE_GB,
     where and how much of a remote data root is kept locally. `cluster_mode`, `cluster_config`:
     MONTAGE_CLUSTER_MODE and MONTAGE_CLUSTER_CONFIG, where the nodes are known from. `force_cpu`:
-    MONTAGE_FORCE_CPU, leave GPUs unused.
+    MONTAGE_FORCE_CPU, leave GPUs unused. `executor`: MONTAGE_EXECUTOR, where the steps of a run are carried out
+    (DISTRIBUTED_MODE is another way to say celery). `redis_url`: REDIS_URL, the broker of the queues.
+    `worker_type`, `worker_concurrency`: WORKER_TYPE and WORKER_CONCURRENCY, which queues a worker serves and how
+    many steps it takes at a time. `coordinator_url`: COORDINATOR_URL, the webserver that runs are launched on.
+    `step_deadline_s`: MONTAGE_STEP_DEADLINE, seconds that the pod of a step may take, waiting for a node
+    included, None for the task's own. `priority_class`: MONTAGE_PRIORITY_CLASS, the PriorityClass of the pods
+    that render.
     """
 
     data: str = "data"
@@ -30,6 +43,13 @@ class Settings:
     cluster_mode: ClusterMode = ClusterMode.AUTO
     cluster_config: Path | None = None
     force_cpu: bool = False
+    executor: ExecutorName = "local"
+    redis_url: str = DEFAULT_REDIS_URL
+    worker_type: WorkerType = "cpu"
+    worker_concurrency: int = 1
+    coordinator_url: str = DEFAULT_COORDINATOR_URL
+    step_deadline_s: int | None = None
+    priority_class: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -44,6 +64,13 @@ class Settings:
             cluster_mode=ClusterMode.parse(environment.get("MONTAGE_CLUSTER_MODE") or "auto"),
             cluster_config=Path(cluster_config).expanduser() if cluster_config else None,
             force_cpu=_switch(environment, "MONTAGE_FORCE_CPU"),
+            executor=_executor(environment),
+            redis_url=environment.get("REDIS_URL") or DEFAULT_REDIS_URL,
+            worker_type=_choice(environment, "WORKER_TYPE", get_args(WorkerType), "cpu"),
+            worker_concurrency=_positive(environment, "WORKER_CONCURRENCY") or 1,
+            coordinator_url=environment.get("COORDINATOR_URL") or DEFAULT_COORDINATOR_URL,
+            step_deadline_s=_positive(environment, "MONTAGE_STEP_DEADLINE"),
+            priority_class=environment.get("MONTAGE_PRIORITY_CLASS") or None,
         )
 
     def data_root(self) -> DataRoot:
@@ -65,6 +92,25 @@ def _switch(environment: Mapping[str, str], name: str) -> bool:
     if text not in _ON | _OFF:
         raise MediaError(f"{name} is {text!r}; set it to 1 or 0, or unset it")
     return text in _ON
+
+
+Name = TypeVar("Name", bound=str)
+
+
+def _choice(environment: Mapping[str, str], variable: str, names: tuple[Name, ...], default: Name) -> Name:
+    text = environment.get(variable, "").strip().lower()
+    if not text:
+        return default
+    for name in names:
+        if name == text:
+            return name
+    raise MediaError(f"{variable} is {environment[variable]!r}; set it to one of {', '.join(names)}, or unset it")
+
+
+def _executor(environment: Mapping[str, str]) -> ExecutorName:
+    """MONTAGE_EXECUTOR decides; without it DISTRIBUTED_MODE does."""
+    distributed: ExecutorName = "celery" if _switch(environment, "DISTRIBUTED_MODE") else "local"
+    return _choice(environment, "MONTAGE_EXECUTOR", get_args(ExecutorName), distributed)
 
 
 _ON = {"1", "true", "yes", "on"}

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from montage_assets import layout
-from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, data_root
+from montage_assets.assets.common import GROUP, OWNERS, data_root, task_tags
 from montage_assets.assets.footage import Footage
 from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
@@ -22,7 +22,7 @@ from montage_assets.progress import still_working
     group_name=GROUP,
     owners=OWNERS,
     kinds={"python", "numpy"},
-    op_tags={TASK_TAG: "audio_analysis"},
+    op_tags=task_tags("audio_analysis"),
     description="Beats, downbeats, tempo, energy and sections of the song, and how sure they are.",
 )
 def beats(context: dg.AssetExecutionContext, footage: Footage) -> dg.MaterializeResult[BeatAnalysis]:

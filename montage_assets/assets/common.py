@@ -5,15 +5,20 @@ from typing import Any, Final
 
 import dagster as dg
 
+from montage_assets.cluster.tasks import QUEUE_TAG, TASK_TAG, queue_of
 from montage_assets.data_root import DataRoot
 from montage_assets.media.clip import Clip
 from montage_assets.settings import Settings
 
 GROUP: Final = "montage"
 OWNERS: Final = ["team:montage"]
-TASK_TAG: Final = "montage/task"
 RETRIES: Final = dg.RetryPolicy(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL)
 """For the steps that decode and encode: a killed ffmpeg or a lost worker is tried again, a fault of input is not."""
+
+
+def task_tags(task: str) -> dict[str, str]:
+    """The tags of an op that does such a task (a TaskType): what it is, and the queue that workers take it from."""
+    return {TASK_TAG: task, QUEUE_TAG: queue_of(task)}
 
 
 def data_root() -> DataRoot:

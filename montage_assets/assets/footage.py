@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from montage_assets import layout
-from montage_assets.assets.common import GROUP, OWNERS, TASK_TAG, clip_source, data_root, montage_of
+from montage_assets.assets.common import GROUP, OWNERS, clip_source, data_root, montage_of, task_tags
 from montage_assets.data_root import DataRoot, StoredFile
 from montage_assets.failures import plain_failures
 from montage_assets.io import dump_record, read_record
@@ -80,7 +80,7 @@ class FootageConfig(dg.Config):
     group_name=GROUP,
     owners=OWNERS,
     kinds={"python", "ffmpeg"},
-    op_tags={TASK_TAG: "metadata"},
+    op_tags=task_tags("metadata"),
     description="Clips and song of the montage: probed, fingerprinted; what is broken is left out, with the reason.",
 )
 def footage(context: dg.AssetExecutionContext, config: FootageConfig) -> dg.MaterializeResult[Footage]:

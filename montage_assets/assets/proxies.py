@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 
 from montage_assets.assets import shard_steps
-from montage_assets.assets.common import GROUP, OWNERS, RETRIES, TASK_TAG, clip_source, data_root, mapping_key
+from montage_assets.assets.common import GROUP, OWNERS, RETRIES, clip_source, data_root, mapping_key, task_tags
 from montage_assets.assets.footage import Footage
 from montage_assets.assets.shard_steps import ShardPlan, ShardReport, ShardTask
 from montage_assets.data_root import DataRoot
@@ -45,7 +45,7 @@ class Proxies:
 
 @dg.op(
     out={"plan": dg.Out(ShardPlan), "shards": dg.DynamicOut(ShardTask)},
-    tags={TASK_TAG: "metadata"},
+    tags=task_tags("metadata"),
 )
 def plan_proxies(
     context: dg.OpExecutionContext, footage: Footage
@@ -67,14 +67,14 @@ def plan_proxies(
         yield dg.DynamicOutput(shard, mapping_key("shard", shard.index + 1), output_name="shards")
 
 
-@dg.op(tags={TASK_TAG: "proxy_generation"}, retry_policy=RETRIES)
+@dg.op(tags=task_tags("proxy_generation"), retry_policy=RETRIES)
 def make_proxies(context: dg.OpExecutionContext, shard: ShardTask) -> ShardReport:
     """Decode the ranges of one shard once; write their proxies and scores."""
     with plain_failures():
         return shard_steps.do_shard(data_root(), shard, context.log)
 
 
-@dg.op(tags={TASK_TAG: "metadata"})
+@dg.op(tags=task_tags("metadata"))
 def join_proxies(
     context: dg.OpExecutionContext, footage: Footage, plan: ShardPlan, reports: list[ShardReport]
 ) -> Proxies:

@@ -9,7 +9,7 @@ import dagster as dg
 
 from montage_assets import layout
 from montage_assets.assets.clip_selections import Selection
-from montage_assets.assets.common import GROUP, OWNERS, RETRIES, TASK_TAG, by_name, clip_source, data_root, mapping_key
+from montage_assets.assets.common import GROUP, OWNERS, RETRIES, by_name, clip_source, data_root, mapping_key, task_tags
 from montage_assets.assets.footage import Footage
 from montage_assets.assets.proxies import Proxies
 from montage_assets.data_root import DataRoot
@@ -85,7 +85,7 @@ class Segments:
 
 @dg.op(
     out={"plan": dg.Out(SegmentPlan), "segments": dg.DynamicOut(SegmentTask)},
-    tags={TASK_TAG: "metadata"},
+    tags=task_tags("metadata"),
 )
 def plan_segments(
     context: dg.OpExecutionContext, footage: Footage, proxies: Proxies, clip_selections: Selection
@@ -102,7 +102,7 @@ def plan_segments(
         yield dg.DynamicOutput(task, mapping_key("segment", task.index + 1), output_name="segments")
 
 
-@dg.op(tags={TASK_TAG: "gpu_encoding"}, retry_policy=RETRIES)
+@dg.op(tags=task_tags("gpu_encoding"), retry_policy=RETRIES)
 def encode_segment(context: dg.OpExecutionContext, task: SegmentTask) -> SegmentReport:
     """Encode one segment."""
     with plain_failures():
@@ -111,7 +111,7 @@ def encode_segment(context: dg.OpExecutionContext, task: SegmentTask) -> Segment
     return report
 
 
-@dg.op(tags={TASK_TAG: "metadata"})
+@dg.op(tags=task_tags("metadata"))
 def collect_segments(context: dg.OpExecutionContext, plan: SegmentPlan, encoded: list[SegmentReport]) -> Segments:
     """All segments of the film in order, whoever encoded them and when."""
     with plain_failures():

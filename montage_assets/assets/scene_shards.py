@@ -9,7 +9,7 @@ import dagster as dg
 
 from montage_assets import layout
 from montage_assets.assets import shard_steps
-from montage_assets.assets.common import GROUP, OWNERS, RETRIES, TASK_TAG, data_root, mapping_key
+from montage_assets.assets.common import GROUP, OWNERS, RETRIES, data_root, mapping_key, task_tags
 from montage_assets.assets.footage import Footage
 from montage_assets.assets.proxies import Proxies, report_table
 from montage_assets.assets.shard_steps import ShardPlan, ShardReport, ShardTask
@@ -46,7 +46,7 @@ class Scenes:
 
 @dg.op(
     out={"plan": dg.Out(ShardPlan), "shards": dg.DynamicOut(ShardTask)},
-    tags={TASK_TAG: "metadata"},
+    tags=task_tags("metadata"),
 )
 def plan_scene_shards(
     context: dg.OpExecutionContext, footage: Footage, proxies: Proxies
@@ -70,14 +70,14 @@ def plan_scene_shards(
         yield dg.DynamicOutput(shard, mapping_key("shard", shard.index + 1), output_name="shards")
 
 
-@dg.op(tags={TASK_TAG: "cpu_scene_detection"}, retry_policy=RETRIES)
+@dg.op(tags=task_tags("cpu_scene_detection"), retry_policy=RETRIES)
 def score_shard(context: dg.OpExecutionContext, shard: ShardTask) -> ShardReport:
     """Decode the ranges of one shard once; write the scores of their frames."""
     with plain_failures():
         return shard_steps.do_shard(data_root(), shard, context.log)
 
 
-@dg.op(tags={TASK_TAG: "metadata"})
+@dg.op(tags=task_tags("metadata"))
 def merge_scenes(
     context: dg.OpExecutionContext,
     footage: Footage,

@@ -26,6 +26,12 @@ WORKS: tuple[Work, ...] = get_args(Work)
 
 Measure = Literal["speed", "memory", "vram"]
 
+TASK_TAG = "montage/task"
+"""The op tag that names the TaskType of a step."""
+
+QUEUE_TAG = "dagster-celery/queue"
+"""The op tag by which dagster-celery chooses the queue of a step."""
+
 
 class TaskType(str, Enum):
     """What a step does, as far as the choice of its node depends on it."""
@@ -185,6 +191,11 @@ PROFILES: Mapping[TaskType, TaskProfile] = MappingProxyType(
         ),
     }
 )  # fmt: skip
+
+
+def queue_of(task: TaskType | str) -> Work:
+    """The queue that steps of this task wait in: one per kind of work. Raises ClusterError."""
+    return PROFILES[TaskType.parse(task)].work
 
 
 def size_asked(task: TaskType, resolution: Resolution | None) -> Resolution | None:
