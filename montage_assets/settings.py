@@ -17,6 +17,7 @@ WorkerType = Literal["cpu", "gpu", "cgpu"]
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 DEFAULT_COORDINATOR_URL = "http://localhost:8080"
+DEFAULT_NAMESPACE = "montage-ai"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Settings:
     many steps it takes at a time. `coordinator_url`: COORDINATOR_URL, the webserver that runs are launched on.
     `step_deadline_s`: MONTAGE_STEP_DEADLINE, seconds that the pod of a step may take, waiting for a node
     included, None for the task's own. `priority_class`: MONTAGE_PRIORITY_CLASS, the PriorityClass of the pods
-    that render.
+    that render. `image`, `namespace`: MONTAGE_IMAGE and MONTAGE_NAMESPACE, what Kubernetes runs and where.
     """
 
     data: str = "data"
@@ -50,6 +51,8 @@ class Settings:
     coordinator_url: str = DEFAULT_COORDINATOR_URL
     step_deadline_s: int | None = None
     priority_class: str | None = None
+    image: str | None = None
+    namespace: str = DEFAULT_NAMESPACE
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -71,6 +74,8 @@ class Settings:
             coordinator_url=environment.get("COORDINATOR_URL") or DEFAULT_COORDINATOR_URL,
             step_deadline_s=_positive(environment, "MONTAGE_STEP_DEADLINE"),
             priority_class=environment.get("MONTAGE_PRIORITY_CLASS") or None,
+            image=environment.get("MONTAGE_IMAGE") or None,
+            namespace=environment.get("MONTAGE_NAMESPACE") or DEFAULT_NAMESPACE,
         )
 
     def data_root(self) -> DataRoot:
