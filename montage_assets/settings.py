@@ -14,9 +14,18 @@ from montage_assets.media.errors import MediaError
 
 ExecutorName = Literal["local", "celery", "k8s"]
 WorkerType = Literal["cpu", "gpu", "cgpu"]
+GpuEncode = Literal["auto", "on", "off"]
+HwAccel = Literal[
+    "auto", "none", "cuda", "nvenc", "vaapi", "qsv", "amf", "videotoolbox", "v4l2m2m", "nvmpi", "vulkan"
+]  # fmt: skip
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 DEFAULT_COORDINATOR_URL = "http://localhost:8080"
+DRIVER_VARIABLES = (
+    "LIBVA_DRIVER_NAME", "LIBVA_DRIVERS_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "VK_DRIVER_FILES",
+    "VK_ICD_FILENAMES", "LD_LIBRARY_PATH",
+)  # fmt: skip
+"""Not ours, but what a graphics driver can do depends on them."""
 DEFAULT_NAMESPACE = "montage-ai"
 
 
@@ -35,6 +44,11 @@ class Settings:
     `step_deadline_s`: MONTAGE_STEP_DEADLINE, seconds that the pod of a step may take, waiting for a node
     included, None for the task's own. `priority_class`: MONTAGE_PRIORITY_CLASS, the PriorityClass of the pods
     that render. `image`, `namespace`: MONTAGE_IMAGE and MONTAGE_NAMESPACE, what Kubernetes runs and where.
+    `gpu_encode`: LOCAL_GPU_ENCODE, whether this machine's video encoders are used (`auto`: where they work and are
+    not slower; `on`: before the CPU's; `off`). `hwaccel`: FFMPEG_HWACCEL, the one kind of them to use.
+    `output_codec`: OUTPUT_CODEC, the film's codec where montage.yaml names none, or the ffmpeg encoder to try first.
+    `driver_variables`: those of DRIVER_VARIABLES that are set. `encoder_cache`: where the results of test encodes
+    are kept, below XDG_CACHE_HOME or ~/.cache; None where no home folder is known.
     """
 
     data: str = "data"
@@ -53,6 +67,11 @@ class Settings:
     priority_class: str | None = None
     image: str | None = None
     namespace: str = DEFAULT_NAMESPACE
+    gpu_encode: GpuEncode = "auto"
+    hwaccel: HwAccel = "auto"
+    output_codec: str | None = None
+    driver_variables: tuple[tuple[str, str], ...] = ()
+    encoder_cache: Path | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -74,6 +93,11 @@ class Settings:
             coordinator_url=environment.get("COORDINATOR_URL") or DEFAULT_COORDINATOR_URL,
             step_deadline_s=_positive(environment, "MONTAGE_STEP_DEADLINE"),
             priority_class=environment.get("MONTAGE_PRIORITY_CLASS") or None,
+            gpu_encode=_choice(environment, "LOCAL_GPU_ENCODE", get_args(GpuEncode), "auto"),
+            hwaccel=_choice(environment, "FFMPEG_HWACCEL", get_args(HwAccel), "auto"),
+            output_codec=_output_codec(environment),
+            driver_variables=tuple((name, environment[name]) for name in DRIVER_VARIABLES if environment.get(name)),
+            encoder_cache=_encoder_cache(environment),
             image=environment.get("MONTAGE_IMAGE") or None,
             namespace=environment.get("MONTAGE_NAMESPACE") or DEFAULT_NAMESPACE,
         )
@@ -116,6 +140,23 @@ def _executor(environment: Mapping[str, str]) -> ExecutorName:
     """MONTAGE_EXECUTOR decides; without it DISTRIBUTED_MODE does."""
     distributed: ExecutorName = "celery" if _switch(environment, "DISTRIBUTED_MODE") else "local"
     return _choice(environment, "MONTAGE_EXECUTOR", get_args(ExecutorName), distributed)
+
+
+def _output_codec(environment: Mapping[str, str]) -> str | None:
+    """A codec or an encoder of the table; the table is read only when the variable is set."""
+    text = environment.get("OUTPUT_CODEC", "").strip().lower()
+    if not text:
+        return None
+    from montage_assets.media.encoders import CODECS, ENCODERS
+
+    names = (*CODECS, *(encoder.name for encoder in ENCODERS))
+    return _choice(environment, "OUTPUT_CODEC", names, text)
+
+
+def _encoder_cache(environment: Mapping[str, str]) -> Path | None:
+    home = environment.get("HOME") or environment.get("USERPROFILE")
+    caches = environment.get("XDG_CACHE_HOME") or (Path(home) / ".cache" if home else None)
+    return Path(caches) / "montage-assets" / "encoders" if caches else None
 
 
 _ON = {"1", "true", "yes", "on"}
