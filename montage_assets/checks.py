@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from montage_assets import layout
-from montage_assets.assets.common import data_root, task_tags
+from montage_assets.assets.common import RETRIES, data_root, task_tags
 from montage_assets.assets.montage import Film
 from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
@@ -60,6 +60,7 @@ class Verdict:
         for name, text in CHECKS.items()
     ],
     op_tags=task_tags("metadata"),
+    retry_policy=RETRIES,
 )
 def film_checks(context: dg.AssetCheckExecutionContext, montage: Film) -> Iterator[dg.AssetCheckResult]:
     """Check the finished film against its edit list."""

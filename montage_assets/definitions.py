@@ -14,7 +14,7 @@ from montage_assets.assets.proxies import proxies
 from montage_assets.assets.rendered_segments import rendered_segments
 from montage_assets.assets.scene_shards import scene_shards
 from montage_assets.checks import film_checks
-from montage_assets.cluster.executors import local_executor
+from montage_assets.cluster.executors import step_executor
 from montage_assets.io import json_records
 from montage_assets.jobs import montage_job
 from montage_assets.sensors import input_folders, nightly_sweep
@@ -29,7 +29,7 @@ def build_definitions(**overrides: Any) -> dg.Definitions:
         "jobs": [montage_job],
         "sensors": [input_folders],
         "schedules": [nightly_sweep],
-        "executor": local_executor(Settings.from_environment().workers or 1),
+        "executor": step_executor(Settings.from_environment().workers or 1),
         "resources": {"io_manager": json_records},
     }
     return dg.Definitions(**{**parts, **overrides})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from montage_assets.media.errors import MediaError
 
 ExecutorName = Literal["local", "celery", "k8s"]
 WorkerType = Literal["cpu", "gpu", "cgpu"]
+CloudUse = Literal["auto", "on", "off"]
 GpuEncode = Literal["auto", "on", "off"]
 HwAccel = Literal[
     "auto", "none", "cuda", "nvenc", "vaapi", "qsv", "amf", "videotoolbox", "v4l2m2m", "nvmpi", "vulkan"
@@ -27,6 +29,7 @@ DRIVER_VARIABLES = (
 )  # fmt: skip
 """Not ours, but what a graphics driver can do depends on them."""
 DEFAULT_NAMESPACE = "montage-ai"
+DEFAULT_ENCODE_THRESHOLD_S = 300
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Settings:
     many steps it takes at a time. `coordinator_url`: COORDINATOR_URL, the webserver that runs are launched on.
     `step_deadline_s`: MONTAGE_STEP_DEADLINE, seconds that the pod of a step may take, waiting for a node
     included, None for the task's own. `priority_class`: MONTAGE_PRIORITY_CLASS, the PriorityClass of the pods
-    that render. `image`, `namespace`: MONTAGE_IMAGE and MONTAGE_NAMESPACE, what Kubernetes runs and where.
+    that render. `node`: MONTAGE_NODE, the node that this process works on, else the host's name.
+    `image`, `namespace`: MONTAGE_IMAGE and MONTAGE_NAMESPACE, what Kubernetes runs and where.
     `gpu_encode`: LOCAL_GPU_ENCODE, whether this machine's video encoders are used (`auto`: where they work and are
     not slower; `on`: before the CPU's; `off`). `hwaccel`: FFMPEG_HWACCEL, the one kind of them to use.
     `output_codec`: OUTPUT_CODEC, the film's codec where montage.yaml names none, or the ffmpeg encoder to try first.
@@ -65,6 +69,7 @@ class Settings:
     coordinator_url: str = DEFAULT_COORDINATOR_URL
     step_deadline_s: int | None = None
     priority_class: str | None = None
+    node: str = ""
     image: str | None = None
     namespace: str = DEFAULT_NAMESPACE
     gpu_encode: GpuEncode = "auto"
@@ -78,6 +83,7 @@ class Settings:
         """Read the variables. Raises MediaError or ClusterError with one line for a value that cannot be used."""
         cache = environment.get("MONTAGE_CACHE")
         cluster_config = environment.get("MONTAGE_CLUSTER_CONFIG")
+        cgpu_config = environment.get("CGPU_CONFIG_DIR")
         return cls(
             data=environment.get("MONTAGE_DATA") or "data",
             workers=_positive(environment, "MONTAGE_WORKERS"),
@@ -93,6 +99,7 @@ class Settings:
             coordinator_url=environment.get("COORDINATOR_URL") or DEFAULT_COORDINATOR_URL,
             step_deadline_s=_positive(environment, "MONTAGE_STEP_DEADLINE"),
             priority_class=environment.get("MONTAGE_PRIORITY_CLASS") or None,
+            node=environment.get("MONTAGE_NODE") or socket.gethostname(),
             gpu_encode=_choice(environment, "LOCAL_GPU_ENCODE", get_args(GpuEncode), "auto"),
             hwaccel=_choice(environment, "FFMPEG_HWACCEL", get_args(HwAccel), "auto"),
             output_codec=_output_codec(environment),
@@ -100,6 +107,12 @@ class Settings:
             encoder_cache=_encoder_cache(environment),
             image=environment.get("MONTAGE_IMAGE") or None,
             namespace=environment.get("MONTAGE_NAMESPACE") or DEFAULT_NAMESPACE,
+            cgpu_enabled=_switch(environment, "CGPU_GPU_ENABLED"),
+            cgpu_beat_detect=_cloud_use(environment, "CGPU_BEAT_DETECT", "auto"),
+            cgpu_scene_detect=_cloud_use(environment, "CGPU_SCENE_DETECT", "auto"),
+            cgpu_encode=_cloud_use(environment, "CGPU_ENCODE", "off"),
+            cgpu_encode_threshold_s=_positive(environment, "CGPU_ENCODE_THRESHOLD") or DEFAULT_ENCODE_THRESHOLD_S,
+            cgpu_config=Path(cgpu_config).expanduser() if cgpu_config else None,
         )
 
     def data_root(self) -> DataRoot:
@@ -121,6 +134,16 @@ def _switch(environment: Mapping[str, str], name: str) -> bool:
     if text not in _ON | _OFF:
         raise MediaError(f"{name} is {text!r}; set it to 1 or 0, or unset it")
     return text in _ON
+
+
+def _cloud_use(environment: Mapping[str, str], name: str, default: CloudUse) -> CloudUse:
+    """true, false, or auto."""
+    text = environment.get(name, "").strip().lower()
+    if text == "auto" or not text:
+        return "auto" if text else default
+    if text not in _ON | _OFF:
+        raise MediaError(f"{name} is {environment[name]!r}; set it to true, false or auto, or unset it")
+    return "on" if text in _ON else "off"
 
 
 Name = TypeVar("Name", bound=str)

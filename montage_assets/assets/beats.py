@@ -3,7 +3,7 @@
 import dagster as dg
 
 from montage_assets import layout
-from montage_assets.assets.common import GROUP, OWNERS, data_root, task_tags
+from montage_assets.assets.common import GROUP, OWNERS, RETRIES, data_root, task_tags
 from montage_assets.assets.footage import Footage
 from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
@@ -23,6 +23,7 @@ from montage_assets.progress import still_working
     owners=OWNERS,
     kinds={"python", "numpy"},
     op_tags=task_tags("audio_analysis"),
+    retry_policy=RETRIES,
     description="Beats, downbeats, tempo, energy and sections of the song, and how sure they are.",
 )
 def beats(context: dg.AssetExecutionContext, footage: Footage) -> dg.MaterializeResult[BeatAnalysis]:

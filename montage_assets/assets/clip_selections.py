@@ -7,7 +7,7 @@ from fractions import Fraction
 import dagster as dg
 
 from montage_assets.assets import shard_steps
-from montage_assets.assets.common import GROUP, OWNERS, by_name, data_root, task_tags
+from montage_assets.assets.common import GROUP, OWNERS, RETRIES, by_name, data_root, task_tags
 from montage_assets.assets.footage import Footage
 from montage_assets.assets.scene_shards import Scenes
 from montage_assets.data_root import DataRoot
@@ -43,6 +43,7 @@ class Selection:
     owners=OWNERS,
     kinds={"python", "numpy"},
     op_tags=task_tags("clip_selection"),
+    retry_policy=RETRIES,
     description="The edit: cuts on beats, and for each shot the piece of footage that fits it best, with reasons.",
 )
 def clip_selections(

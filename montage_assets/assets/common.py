@@ -13,7 +13,7 @@ from montage_assets.settings import Settings
 GROUP: Final = "montage"
 OWNERS: Final = ["team:montage"]
 RETRIES: Final = dg.RetryPolicy(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL)
-"""For the steps that decode and encode: a killed ffmpeg or a lost worker is tried again, a fault of input is not."""
+"""For every step: a killed ffmpeg, a lost worker or pod is tried again, a fault of input is not."""
 
 
 def task_tags(task: str) -> dict[str, str]:

@@ -8,7 +8,8 @@ from typing import Any
 import dagster as dg
 
 from montage_assets import layout
-from montage_assets.assets.common import GROUP, OWNERS, clip_source, data_root, montage_of, task_tags
+from montage_assets.assets.common import GROUP, OWNERS, RETRIES, clip_source, data_root, montage_of, task_tags
+from montage_assets.cluster.tasks import FILM_SIZE_TAG, QUALITY_TAG, SOURCE_SIZE_TAG
 from montage_assets.data_root import DataRoot, StoredFile
 from montage_assets.failures import plain_failures
 from montage_assets.io import dump_record, read_record
@@ -16,6 +17,7 @@ from montage_assets.media import edit_list as edit_lists
 from montage_assets.media.clip import Clip, LeftOut
 from montage_assets.media.errors import MediaError, UnusableClip
 from montage_assets.media.ffmpeg import ffmpeg_version
+from montage_assets.media.film_format import film_size
 from montage_assets.media.fingerprint import fingerprint_of, result_key
 from montage_assets.media.ingest import AUDIO_SUFFIXES, ingest_clip, media_kind
 from montage_assets.media.pictures import contact_sheet
@@ -81,6 +83,7 @@ class FootageConfig(dg.Config):
     owners=OWNERS,
     kinds={"python", "ffmpeg"},
     op_tags=task_tags("metadata"),
+    retry_policy=RETRIES,
     description="Clips and song of the montage: probed, fingerprinted; what is broken is left out, with the reason.",
 )
 def footage(context: dg.AssetExecutionContext, config: FootageConfig) -> dg.MaterializeResult[Footage]:
@@ -90,9 +93,21 @@ def footage(context: dg.AssetExecutionContext, config: FootageConfig) -> dg.Mate
         found = survey(root, montage_of(context), config, context.log.info)
     if not context.instance.has_dynamic_partition("montage", montage_of(context)):
         context.instance.add_dynamic_partitions("montage", [montage_of(context)])
+    context.instance.add_run_tags(context.run_id, size_tags(found))
     for left_out in found.left_out:
         context.log.warning(f"{left_out.clip} is left out: it {left_out.reason}")
     return dg.MaterializeResult(value=found, metadata=_metadata(root, found))
+
+
+def size_tags(found: Footage) -> dict[str, str]:
+    """The run's tags that say how large film and footage are: where steps go depends on it."""
+    film = film_size(found.clips, found.spec.size())
+    source = max(((clip.width, clip.height) for clip in found.clips), key=lambda size: size[0] * size[1])
+    return {
+        FILM_SIZE_TAG: f"{film[0]}x{film[1]}",
+        SOURCE_SIZE_TAG: f"{source[0]}x{source[1]}",
+        QUALITY_TAG: found.spec.quality,
+    }
 
 
 def survey(root: DataRoot, montage: str, config: FootageConfig, log: Any) -> Footage:

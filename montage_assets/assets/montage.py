@@ -10,7 +10,7 @@ import dagster as dg
 
 from montage_assets import layout
 from montage_assets.assets.clip_selections import Selection
-from montage_assets.assets.common import GROUP, OWNERS, by_name, clip_source, data_root, montage_of, task_tags
+from montage_assets.assets.common import GROUP, OWNERS, RETRIES, by_name, clip_source, data_root, montage_of, task_tags
 from montage_assets.assets.footage import Footage
 from montage_assets.assets.rendered_segments import Segments, output_format
 from montage_assets.data_root import DataRoot
@@ -62,6 +62,7 @@ class Film:
     },
     partitions_def=montage_partitions,
     op_tags=task_tags("final_render"),
+    retry_policy=RETRIES,
 )
 def montage(
     context: dg.AssetExecutionContext,

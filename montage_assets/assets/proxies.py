@@ -46,6 +46,7 @@ class Proxies:
 @dg.op(
     out={"plan": dg.Out(ShardPlan), "shards": dg.DynamicOut(ShardTask)},
     tags=task_tags("metadata"),
+    retry_policy=RETRIES,
 )
 def plan_proxies(
     context: dg.OpExecutionContext, footage: Footage
@@ -74,7 +75,7 @@ def make_proxies(context: dg.OpExecutionContext, shard: ShardTask) -> ShardRepor
         return shard_steps.do_shard(data_root(), shard, context.log)
 
 
-@dg.op(tags=task_tags("metadata"))
+@dg.op(tags=task_tags("metadata"), retry_policy=RETRIES)
 def join_proxies(
     context: dg.OpExecutionContext, footage: Footage, plan: ShardPlan, reports: list[ShardReport]
 ) -> Proxies:

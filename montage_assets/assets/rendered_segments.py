@@ -86,6 +86,7 @@ class Segments:
 @dg.op(
     out={"plan": dg.Out(SegmentPlan), "segments": dg.DynamicOut(SegmentTask)},
     tags=task_tags("metadata"),
+    retry_policy=RETRIES,
 )
 def plan_segments(
     context: dg.OpExecutionContext, footage: Footage, proxies: Proxies, clip_selections: Selection
@@ -111,7 +112,7 @@ def encode_segment(context: dg.OpExecutionContext, task: SegmentTask) -> Segment
     return report
 
 
-@dg.op(tags=task_tags("metadata"))
+@dg.op(tags=task_tags("metadata"), retry_policy=RETRIES)
 def collect_segments(context: dg.OpExecutionContext, plan: SegmentPlan, encoded: list[SegmentReport]) -> Segments:
     """All segments of the film in order, whoever encoded them and when."""
     with plain_failures():

@@ -47,6 +47,7 @@ class Scenes:
 @dg.op(
     out={"plan": dg.Out(ShardPlan), "shards": dg.DynamicOut(ShardTask)},
     tags=task_tags("metadata"),
+    retry_policy=RETRIES,
 )
 def plan_scene_shards(
     context: dg.OpExecutionContext, footage: Footage, proxies: Proxies
@@ -77,7 +78,7 @@ def score_shard(context: dg.OpExecutionContext, shard: ShardTask) -> ShardReport
         return shard_steps.do_shard(data_root(), shard, context.log)
 
 
-@dg.op(tags=task_tags("metadata"))
+@dg.op(tags=task_tags("metadata"), retry_policy=RETRIES)
 def merge_scenes(
     context: dg.OpExecutionContext,
     footage: Footage,
@@ -88,6 +89,7 @@ def merge_scenes(
     """Put the scores of every clip together and run the detector once over them."""
     with plain_failures(), still_working(context.log.info, "deciding the scenes"):
         result = _merge(context, footage, proxies, plan, reports)
+        shard_steps.keep_speeds(data_root(), context.run_id, [*proxies.reports, *reports])
     context.add_output_metadata(
         {
             "scenes": sum(len(scenes.starts) for scenes in result.scenes),

@@ -11,6 +11,9 @@ from typing import Any
 
 from montage_assets import layout
 from montage_assets.assets.common import clip_source
+from montage_assets.cluster.distribution import balance
+from montage_assets.cluster.measured import Measurement, keep_measurements
+from montage_assets.cluster.workers import analysis_workers
 from montage_assets.data_root import DataRoot
 from montage_assets.media import frame_scores, proxies
 from montage_assets.media.clip import Clip, LeftOut
@@ -21,7 +24,6 @@ from montage_assets.media.frame_scores import FrameScores
 from montage_assets.media.keyframes import keyframe_finder
 from montage_assets.media.shards import (
     ClipRange,
-    assign_balanced,
     cut_into_ranges,
     decode_cost,
     ranges_per_clip,
@@ -71,6 +73,8 @@ class RangeReport:
     seconds: float
     cpu_seconds: float
     failure: str | None = None
+    node: str = ""
+    cost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,11 @@ def range_proxy_key(clip: Clip, part: ClipRange) -> str:
     return layout.result("proxy_parts", _range_key(_proxy_result_key(clip), part), ".nut")
 
 
-def workers_for(clips: Sequence[Clip], settings: Settings) -> int:
-    """How many shards: as set, else one for every 11 minutes of 1080p, at most half the cores."""
-    if settings.workers is not None:
-        return settings.workers
-    worth = int(sum(decode_cost(clip) for clip in clips) / _WORTH_A_WORKER)
-    return max(1, min(worth, (os.cpu_count() or 1) // 2))
+def speeds_of_workers(root: DataRoot, clips: Sequence[Clip], settings: Settings) -> list[float]:
+    """One relative speed per shard: as many as set, else one for every 11 minutes of 1080p, at most one per worker."""
+    worth = max(1, int(sum(decode_cost(clip) for clip in clips) / _WORTH_A_WORKER))
+    largest = max(((clip.width, clip.height) for clip in clips), key=lambda size: size[0] * size[1])
+    return analysis_workers(settings, root, largest, worth)
 
 
 def plan_shards(
@@ -118,17 +121,18 @@ def plan_shards(
     *,
     with_proxy: bool,
 ) -> tuple[ShardPlan, list[ShardTask]]:
-    """Cut the missing clips into ranges and bundle those still to do into one shard per worker, of like cost.
+    """Cut the missing clips into ranges and bundle those still to do into one shard per worker, as large as it is
+    fast.
 
     The borders depend on all the footage, not on what is missing: a run that goes on where another stopped must
     find its ranges again.
     """
-    workers = workers_for(footage, settings)
-    counts = ranges_per_clip(footage, workers)
+    speeds = speeds_of_workers(root, footage, settings)
+    counts = ranges_per_clip(footage, len(speeds))
     ranges = {clip.name: _cut(root, folder, clip, counts[clip.name]) for clip in missing}
     tasks = [RangeTask(clip, part, with_proxy) for clip in missing for part in ranges[clip.name]]
     undone = [task for task in tasks if not _is_done(root, task)]
-    shares = assign_balanced([task.part.cost for task in undone], workers)
+    shares = balance([task.part.cost for task in undone], speeds)
     bundles = [[undone[item] for item in share] for share in shares if share]
     shards = [ShardTask(folder, index, len(bundles), bundle) for index, bundle in enumerate(bundles)]
     return ShardPlan(list(missing), ranges), shards
@@ -144,6 +148,17 @@ def _is_done(root: DataRoot, task: RangeTask) -> bool:
 def do_shard(root: DataRoot, shard: ShardTask, log: Any) -> ShardReport:
     """Decode every range of a shard and store what it gives. A broken clip is reported, not raised."""
     return ShardReport(shard.index, [_do_range(root, shard.folder, task, log) for task in shard.tasks])
+
+
+def keep_speeds(root: DataRoot, run_id: str, reports: Sequence[ShardReport]) -> None:
+    """Keep what the shards of a run tell about the nodes' speeds."""
+    rows = [
+        Measurement(part.node, part.cost, part.seconds)
+        for report in reports
+        for part in report.ranges
+        if part.failure is None
+    ]
+    keep_measurements(root, "analyze", run_id, rows)
 
 
 def merged_scores(root: DataRoot, folder: str, clip: Clip, parts: Sequence[ClipRange], log: Any) -> FrameScores:
@@ -220,6 +235,8 @@ def _do_range(root: DataRoot, folder: str, task: RangeTask, log: Any) -> RangeRe
         seconds=round(counter.seconds, 3),
         cpu_seconds=round(_cpu_seconds() - cpu_before, 3),
         failure=failure,
+        node=Settings.from_environment().node,
+        cost=task.part.cost,
     )
 
 

@@ -29,6 +29,13 @@ Measure = Literal["speed", "memory", "vram"]
 TASK_TAG = "montage/task"
 """The op tag that names the TaskType of a step."""
 
+FILM_SIZE_TAG = "montage/film_size"
+SOURCE_SIZE_TAG = "montage/source_size"
+"""The tags of a run that say how large its film and its largest clip are, e.g. 3840x2160; footage finds it out."""
+
+QUALITY_TAG = "montage/quality"
+"""The tag of a run with the film's quality: a preview is rendered elsewhere than a film."""
+
 QUEUE_TAG = "dagster-celery/queue"
 """The op tag by which dagster-celery chooses the queue of a step."""
 

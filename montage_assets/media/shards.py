@@ -102,19 +102,3 @@ def _share_of(clip: Clip, after: int | None, until: int | None, ticks: int) -> f
     start = clip.first_pts if after is None else after
     end = clip.first_pts + ticks if until is None else until
     return max(0.0, (end - start) / max(ticks, 1))
-
-
-def assign_balanced(costs: Sequence[float], workers: int, speeds: Sequence[float] | None = None) -> list[list[int]]:
-    """Longest-first assignment of items to workers; a worker of speed 2 gets twice the cost.
-
-    Returns one list of item indexes per worker. Deterministic: ties go to the first worker and item.
-    """
-    rate = list(speeds) if speeds is not None else [1.0] * workers
-    loads = [0.0] * workers
-    assigned: list[list[int]] = [[] for _ in range(workers)]
-    for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        finish = [(loads[w] + costs[item]) / rate[w] for w in range(workers)]
-        best = min(range(workers), key=lambda w: (finish[w], w))
-        loads[best] += costs[item]
-        assigned[best].append(item)
-    return [sorted(items) for items in assigned]
