@@ -53,6 +53,11 @@ class Settings:
     `output_codec`: OUTPUT_CODEC, the film's codec where montage.yaml names none, or the ffmpeg encoder to try first.
     `driver_variables`: those of DRIVER_VARIABLES that are set. `encoder_cache`: where the results of test encodes
     are kept, below XDG_CACHE_HOME or ~/.cache; None where no home folder is known.
+    `cgpu_enabled`: CGPU_GPU_ENABLED, the consent without which nothing leaves this machine. `cgpu_beat_detect`,
+    `cgpu_scene_detect`, `cgpu_encode`: CGPU_BEAT_DETECT, CGPU_SCENE_DETECT and CGPU_ENCODE, whether that work may
+    go to the cloud GPU: `on` sends it wherever it can be sent, `auto` where that pays. `cgpu_encode_threshold_s`:
+    CGPU_ENCODE_THRESHOLD, seconds of film above which encoding may go there. `cgpu_config`: CGPU_CONFIG_DIR, the
+    folder of cgpu's own configuration and login, None for cgpu's own choice.
     """
 
     data: str = "data"
@@ -77,6 +82,13 @@ class Settings:
     output_codec: str | None = None
     driver_variables: tuple[tuple[str, str], ...] = ()
     encoder_cache: Path | None = None
+
+    cgpu_enabled: bool = False
+    cgpu_beat_detect: CloudUse = "auto"
+    cgpu_scene_detect: CloudUse = "auto"
+    cgpu_encode: CloudUse = "off"
+    cgpu_encode_threshold_s: int = DEFAULT_ENCODE_THRESHOLD_S
+    cgpu_config: Path | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
