@@ -93,7 +93,7 @@ def footage(context: dg.AssetExecutionContext, config: FootageConfig) -> dg.Mate
         found = survey(root, montage_of(context), config, context.log.info)
     if not context.instance.has_dynamic_partition("montage", montage_of(context)):
         context.instance.add_dynamic_partitions("montage", [montage_of(context)])
-    context.instance.add_run_tags(context.run_id, size_tags(found))
+    context.instance.add_run_tags(context.run.run_id, size_tags(found))
     for left_out in found.left_out:
         context.log.warning(f"{left_out.clip} is left out: it {left_out.reason}")
     return dg.MaterializeResult(value=found, metadata=_metadata(root, found))

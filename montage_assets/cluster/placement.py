@@ -35,8 +35,8 @@ _HOUR_S = 3600
 _CPUS: Mapping[str, int] = MappingProxyType({"analyze": 2, "encode": 4, "upscale": 4})
 _LIGHT = (TaskType.AUDIO_ANALYSIS, TaskType.CLIP_SELECTION, TaskType.METADATA)
 _VENDOR_RESOURCES = {GPUType.NVIDIA: "nvidia.com/gpu", GPUType.AMD: "amd.com/gpu"}
-"""What the vendors' own device plugins offer, assumed where a matrix does not say which resources a node has. The plugins
-for Intel and plain VAAPI know several names, so those count only where the node lists one."""
+"""What the vendors' own device plugins offer, assumed where a matrix does not say which resources a node has. Those for
+Intel and plain VAAPI know several names, so they count only where the node lists one."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +192,9 @@ class _AsPodsSeeIt:
 def _ranked(step: Step, cluster: HasNodes, measured: MeasuredSpeeds | None) -> list[Candidate]:
     nodes = tuple(node if node.gpu is None or gpu_resource(node) else node.without_gpu() for node in cluster.nodes)
     router = TaskRouter(_AsPodsSeeIt(nodes), measured)
-    suitable = [candidate for candidate in router.rank(step.task, step.resolution) if candidate.suitable]
-    return suitable or [router.choose(step.task, step.resolution)]
+    best = router.choose(step.task, step.resolution)
+    others = [candidate for candidate in router.rank(step.task, step.resolution) if candidate.suitable]
+    return [best, *(candidate for candidate in others if candidate.node.name != best.node.name)]
 
 
 def _placement(step: Step, ordered: Sequence[Candidate], deadline_s: int) -> Placement:
