@@ -199,6 +199,21 @@ def nodes(as_json: bool) -> None:
 
 
 @commands.command()
+@click.option("--queue", type=click.Choice(["analyze", "encode", "upscale"]), help="Serve this queue alone.")
+@click.option("--until-idle", type=click.FloatRange(min=0), metavar="SECONDS", help="End after so long without work.")
+@click.option("--alive", is_flag=True, help="Only tell (by the exit code) whether a worker of this host is at work.")
+def worker(queue: str | None, until_idle: float | None, alive: bool) -> int:
+    """Carry out steps of the Redis queues (REDIS_URL): those that WORKER_TYPE serves, WORKER_CONCURRENCY at a time."""
+    from montage_assets.cluster.worker import is_at_work, serve
+    from montage_assets.settings import Settings
+
+    settings = Settings.from_environment()
+    if alive:
+        return DONE if is_at_work(settings) else FAILED
+    return serve(settings, queue, until_idle)
+
+
+@commands.command()
 def schema() -> None:
     """Print the JSON schema of montage.yaml."""
     from montage_assets.spec import spec_schema

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from montage_assets.cluster.mode import ClusterMode
+from montage_assets.cluster.tasks import WORKS, Work
 from montage_assets.data_root import DEFAULT_CACHE_BYTES, DataRoot
 from montage_assets.media.errors import MediaError
 
@@ -43,7 +44,10 @@ class Settings:
     MONTAGE_FORCE_CPU, leave GPUs unused. `executor`: MONTAGE_EXECUTOR, where the steps of a run are carried out
     (DISTRIBUTED_MODE is another way to say celery). `redis_url`: REDIS_URL, the broker of the queues.
     `worker_type`, `worker_concurrency`: WORKER_TYPE and WORKER_CONCURRENCY, which queues a worker serves and how
-    many steps it takes at a time. `coordinator_url`: COORDINATOR_URL, the webserver that runs are launched on.
+    many steps it takes at a time. `worker_lease_s`: WORKER_LEASE, seconds without a sign of life after which a worker
+    counts as gone. `worker_until_idle`: WORKER_MODE=distributed, the worker of a job, which ends when there is no
+    work left; `worker_task`, `worker_name`: its TASK_TYPE and TASK_ID, the one queue it serves and what it is called.
+    `coordinator_url`: COORDINATOR_URL, the webserver that runs are launched on.
     `step_deadline_s`: MONTAGE_STEP_DEADLINE, seconds that the pod of a step may take, waiting for a node
     included, None for the task's own. `priority_class`: MONTAGE_PRIORITY_CLASS, the PriorityClass of the pods
     that render. `node`: MONTAGE_NODE, the node that this process works on, else the host's name.
@@ -71,6 +75,10 @@ class Settings:
     redis_url: str = DEFAULT_REDIS_URL
     worker_type: WorkerType = "cpu"
     worker_concurrency: int = 1
+    worker_lease_s: int = 20
+    worker_until_idle: bool = False
+    worker_task: Work | None = None
+    worker_name: str | None = None
     coordinator_url: str = DEFAULT_COORDINATOR_URL
     step_deadline_s: int | None = None
     priority_class: str | None = None
@@ -108,6 +116,10 @@ class Settings:
             redis_url=environment.get("REDIS_URL") or DEFAULT_REDIS_URL,
             worker_type=_choice(environment, "WORKER_TYPE", get_args(WorkerType), "cpu"),
             worker_concurrency=_positive(environment, "WORKER_CONCURRENCY") or 1,
+            worker_lease_s=_positive(environment, "WORKER_LEASE") or 20,
+            worker_until_idle=_is_worker_of_a_job(environment),
+            worker_task=_choice(environment, "TASK_TYPE", WORKS, WORKS[0]) if environment.get("TASK_TYPE") else None,
+            worker_name=environment.get("TASK_ID") or None,
             coordinator_url=environment.get("COORDINATOR_URL") or DEFAULT_COORDINATOR_URL,
             step_deadline_s=_positive(environment, "MONTAGE_STEP_DEADLINE"),
             priority_class=environment.get("MONTAGE_PRIORITY_CLASS") or None,
@@ -169,6 +181,14 @@ def _choice(environment: Mapping[str, str], variable: str, names: tuple[Name, ..
         if name == text:
             return name
     raise MediaError(f"{variable} is {environment[variable]!r}; set it to one of {', '.join(names)}, or unset it")
+
+
+def _is_worker_of_a_job(environment: Mapping[str, str]) -> bool:
+    """WORKER_MODE=distributed; 1 and 0 only say whether the image's entrypoint starts a worker."""
+    mode = environment.get("WORKER_MODE", "").strip().lower()
+    if mode not in {"distributed", *_ON, *_OFF}:
+        raise MediaError(f"WORKER_MODE is {environment['WORKER_MODE']!r}; set it to true, false or distributed")
+    return mode == "distributed"
 
 
 def _executor(environment: Mapping[str, str]) -> ExecutorName:
