@@ -10,16 +10,17 @@ FROM ${BASE} AS build
 RUN apt-get update && apt-get install -qy --no-install-recommends ca-certificates python3-venv
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-# Wheels alone, by their hashes: nothing is compiled here, for no architecture.
+# Wheels alone, by their hashes: nothing is compiled here, for no architecture. The lock file names all there is to install.
 COPY deploy/requirements.lock .
 RUN python3 -m venv --without-pip /opt/montage && python3 -m venv /opt/pip \
-    && /opt/pip/bin/pip --python /opt/montage/bin/python install --quiet --no-compile --require-hashes --only-binary :all: \
-        -r requirements.lock
+    && /opt/pip/bin/pip --python /opt/montage/bin/python install --quiet --no-compile --no-deps --require-hashes \
+        --only-binary :all: -r requirements.lock
 COPY LICENSE MANIFEST.in README.md pyproject.toml ./
 COPY montage_assets montage_assets
 RUN /opt/pip/bin/pip install --quiet setuptools==80.9.0 \
     && /opt/pip/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheel . \
-    && /opt/pip/bin/pip --python /opt/montage/bin/python install --quiet --no-compile --no-deps /wheel/*.whl
+    && /opt/pip/bin/pip --python /opt/montage/bin/python install --quiet --no-compile --no-deps /wheel/*.whl \
+    && /opt/pip/bin/pip --python /opt/montage/bin/python check
 # Bytecode that is trusted as it is: importing it costs a pod 0 instead of 4.5 CPU-seconds, whatever the files' times.
 RUN find /opt/montage -depth -type d \( -name tests -o -name __pycache__ \) -exec rm -r {} + \
     && find /opt/montage \( -name '*.map' -o -name '*.pyi' \) -delete \
