@@ -1,0 +1,874 @@
+"""The emulated cluster: its objects, what happens to them and when, controls for tests, and the record of it all.
+
+One lock guards everything; every change wakes whoever waits: the controller's thread, watches, and tests. The
+controller's thread brings jobs, placements and containers in line after each change, and sleeps until the next
+change or the next deadline.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import copy
+import hashlib
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from montage_assets.cluster import NodeCapability
+from tests.cluster.emulator import api, jobs, schemas
+from tests.cluster.emulator.nodes import node_object, set_ready
+from tests.cluster.emulator.objects import ApiError, Object, merged, not_found, timestamp
+from tests.cluster.emulator.pods import (
+    Container,
+    ContainerConfigError,
+    base_environment,
+    command_of,
+    environment_of,
+)
+from tests.cluster.emulator.scheduler import has_ended, schedule
+
+CREATABLE = ("jobs", "configmaps", "secrets", "namespaces")
+_SYSTEM_PRIORITIES = {"system-cluster-critical": 2_000_000_000, "system-node-critical": 2_000_001_000}
+_TERMINATION_GRACE_S = 30
+_IMMUTABLE = ("template", "completionMode", "selector")
+
+Key = tuple[str, str]
+"""Namespace (empty for what has none) and name."""
+
+
+@dataclass(frozen=True)
+class PodRecord:
+    """What became of a pod, be it still there or not. Times in seconds since the epoch, None if it never came to that.
+
+    `node` is None while no node was found. `index` is that of an Indexed job. `reason`: of the end, e.g. OOMKilled.
+    """
+
+    name: str
+    job: str
+    index: int | None
+    node: str | None
+    phase: str
+    reason: str
+    exit_code: int | None
+    command: tuple[str, ...]
+    labels: Mapping[str, str]
+    spec: Mapping[str, Any]
+    created: float
+    started: float | None
+    ended: float | None
+    deleted: bool
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        """Its output so far."""
+        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job, be it still there or not. `outcome` is Complete or Failed, empty while it runs; `reason` says why."""
+
+    name: str
+    outcome: str
+    reason: str
+    deleted: bool
+    item: Mapping[str, Any]
+    pods: tuple[PodRecord, ...]
+
+
+@dataclass(eq=False)
+class _Pod:
+    item: Object
+    job: _Job
+    log_file: Path
+    created: float
+    index: int | None
+    command: tuple[str, ...] = ()
+    container: Container | None = None
+    start_at: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    kill_after: float | None = None
+    killed_for: str = ""
+    lost: bool = False
+    gone: bool = False
+
+    @property
+    def name(self) -> str:
+        return str(self.item["metadata"]["name"])
+
+    @property
+    def key(self) -> Key:
+        return _key(self.item)
+
+    @property
+    def deleting(self) -> bool:
+        return "deletionTimestamp" in self.item["metadata"]
+
+    @property
+    def node(self) -> str | None:
+        name = self.item["spec"].get("nodeName")
+        return None if name is None else str(name)
+
+    @property
+    def exit_code(self) -> int | None:
+        statuses = self.item["status"].get("containerStatuses") or [{}]
+        code = (statuses[0].get("state") or {}).get("terminated", {}).get("exitCode")
+        return None if code is None else int(code)
+
+    @property
+    def restarts(self) -> int:
+        statuses = self.item["status"].get("containerStatuses") or [{}]
+        return int(statuses[0].get("restartCount", 0))
+
+    def state(self) -> jobs.PodState:
+        return jobs.PodState(
+            name=self.name,
+            index=self.index,
+            phase=self.item["status"]["phase"],
+            deleting=self.deleting or self.gone,
+            exit_code=self.exit_code,
+            disrupted=self.lost,
+            restarts=self.restarts,
+        )
+
+    def record(self) -> PodRecord:
+        status = self.item["status"]
+        states = [entry.get("state") or {} for entry in status.get("containerStatuses") or []]
+        ends = [state["terminated"]["reason"] for state in states if "terminated" in state]
+        return PodRecord(
+            name=self.name,
+            job=self.job.name,
+            index=self.index,
+            node=self.node,
+            phase=status["phase"],
+            reason=status.get("reason") or (ends[0] if ends else ""),
+            exit_code=self.exit_code,
+            command=self.command,
+            labels=dict(self.item["metadata"]["labels"]),
+            spec=copy.deepcopy(self.item["spec"]),
+            created=self.created,
+            started=self.started,
+            ended=self.ended,
+            deleted=self.gone,
+            log_file=self.log_file,
+        )
+
+
+@dataclass(eq=False)
+class _Job:
+    item: Object
+    started: float
+    pods: list[_Pod] = field(default_factory=list)
+    finished: float | None = None
+    gone: bool = False
+
+    @property
+    def name(self) -> str:
+        return str(self.item["metadata"]["name"])
+
+    @property
+    def key(self) -> Key:
+        return _key(self.item)
+
+    def record(self) -> JobRecord:
+        ends = self.item["status"].get("conditions") or [{}]
+        return JobRecord(
+            name=self.name,
+            outcome=ends[0].get("type", ""),
+            reason=ends[0].get("reason", ""),
+            deleted=self.gone,
+            item=copy.deepcopy(self.item),
+            pods=tuple(pod.record() for pod in self.pods),
+        )
+
+
+class KubernetesEmulator:
+    """A cluster of the given nodes, from `with` to its end, where every process that is left is killed.
+
+    `folder` gets the kubeconfig and the pods' logs. `environment` is added to every container and wins over its spec:
+    there the tests' own paths stand for what is mounted (MONTAGE_DATA, DAGSTER_HOME). `start_delay_s` is how long a
+    container takes to start. `entrypoint` is the image's, for containers without a command. `priority_classes` are
+    the names and values of PriorityClasses. Leaving the `with` fails when an invalid object was sent (`take_faults`
+    to expect that).
+    """
+
+    def __init__(
+        self,
+        nodes: Iterable[NodeCapability],
+        folder: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        namespace: str = "montage-ai",
+        start_delay_s: float = 0.0,
+        entrypoint: Sequence[str] = (),
+        priority_classes: Mapping[str, int] | None = None,
+    ) -> None:
+        self.namespace = namespace
+        self.kubeconfig = folder / "kubeconfig"
+        self._logs = folder / "pod-logs"
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._environment = {**base_environment(), "KUBECONFIG": str(self.kubeconfig)}
+        self._overrides = dict(environment or {})
+        self._start_delay_s = start_delay_s
+        self._entrypoint = tuple(entrypoint)
+        self._priorities = {**_SYSTEM_PRIORITIES, **(priority_classes or {})}
+        self._changed = threading.Condition(threading.RLock())
+        self._version = 0
+        self._numbers = itertools.count(1)
+        self._stores: dict[str, dict[Key, Object]] = {resource: {} for resource in api.RESOURCES}
+        self._history: list[tuple[int, str, str, Object]] = []
+        self._jobs: list[_Job] = []
+        self._pods: list[_Pod] = []
+        self._faults: list[str] = []
+        self._forbidden: set[tuple[str, str]] = set()
+        self._paused = False
+        self._stopped = False
+        for name in ("default", namespace):
+            self._put("namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        for node in nodes:
+            self._put("nodes", node_object(node))
+        self._server = api.Server(self)
+        self.url = self._server.url
+        self.kubeconfig.write_text(json.dumps(_kubeconfig(self.url, namespace)))
+        self._controller = threading.Thread(target=self._control, name="kubernetes-emulator", daemon=True)
+
+    def __enter__(self) -> KubernetesEmulator:
+        atexit.register(self.stop)
+        self._server.start()
+        self._controller.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.stop()
+        if kind is None and self._faults:
+            raise AssertionError("invalid objects were sent to Kubernetes:\n" + "\n".join(self._faults))
+
+    def stop(self) -> None:
+        """End the server and every process of every pod."""
+        atexit.unregister(self.stop)
+        with self._changed:
+            if self._stopped:
+                return
+            self._stopped = True
+            containers = [pod.container for pod in self._pods if pod.container is not None]
+            self._changed.notify_all()
+        self._controller.join()
+        for container in containers:
+            container.kill()
+        for container in containers:
+            container.join()
+        self._server.stop()
+
+    # Controls and records, for tests.
+
+    @property
+    def pods(self) -> list[PodRecord]:
+        """All pods there ever were, in the order of their creation."""
+        with self._changed:
+            return [pod.record() for pod in self._pods]
+
+    @property
+    def jobs(self) -> list[JobRecord]:
+        """All jobs there ever were, in the order of their creation."""
+        with self._changed:
+            return [job.record() for job in self._jobs]
+
+    def job(self, name: str) -> JobRecord:
+        """The last job of that name."""
+        return next(job for job in reversed(self.jobs) if job.name == name)
+
+    @property
+    def events(self) -> list[tuple[str, str, str]]:
+        """Name of the object, reason and message of each event."""
+        with self._changed:
+            return [
+                (event["involvedObject"]["name"], event["reason"], event["message"])
+                for event in self._stores["events"].values()
+            ]
+
+    def wait_until(self, holds: Callable[[KubernetesEmulator], bool], timeout_s: float = 60) -> None:
+        """Return once the condition holds. Raises AssertionError with the pods' states when it does not in time."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: holds(self), timeout_s):
+                states = "\n".join(
+                    f"{pod.name} on {pod.node}: {pod.phase} {pod.reason}\n{pod.log[-1000:]}" for pod in self.pods
+                )
+                raise AssertionError(f"this did not happen within {timeout_s:g} s; the pods:\n{states}")
+
+    def wait_for_job(self, name: str, timeout_s: float = 60) -> JobRecord:
+        """The job, once it has finished."""
+        self.wait_until(lambda emulator: any(job.name == name and job.outcome for job in emulator.jobs), timeout_s)
+        return self.job(name)
+
+    def take_faults(self) -> list[str]:
+        """What was said about invalid objects so far; they no longer fail the test."""
+        with self._changed:
+            faults, self._faults = self._faults, []
+        return faults
+
+    def forbid(self, resource: str, verb: str) -> None:
+        """Answer 403 from now on, e.g. to ("jobs", "create") or ("pods/log", "get")."""
+        self._forbidden.add((resource, verb))
+
+    def allow(self, resource: str, verb: str) -> None:
+        """Take back `forbid`."""
+        self._forbidden.discard((resource, verb))
+
+    def cordon(self, node: str) -> None:
+        """No more pods there; those that run go on."""
+        self._edit_node(node, lambda item: item["spec"].update(unschedulable=True))
+
+    def uncordon(self, node: str) -> None:
+        """Take back `cordon`."""
+        self._edit_node(node, lambda item: item["spec"].pop("unschedulable", None))
+
+    def lose_node(self, node: str) -> None:
+        """The node vanishes: it is not ready any more, and its pods die and are Failed."""
+        with self._changed:
+            self._edit_node(node, lambda item: set_ready(item, False))
+            for pod in self._pods:
+                if pod.node == node and not pod.gone and not has_ended(pod.item):
+                    pod.lost = True
+                    self._end_now(pod)
+
+    def return_node(self, node: str) -> None:
+        """The node is back, empty."""
+        self._edit_node(node, lambda item: set_ready(item, True))
+
+    def kill_pod(self, which: str | Callable[[PodRecord], bool], reason: str = "OOMKilled") -> list[str]:
+        """SIGKILL to the containers of a pod, by name, or of all that a function picks. Returns the names."""
+        chosen = (lambda record: record.name == which) if isinstance(which, str) else which
+        with self._changed:
+            running = [pod for pod in self._pods if pod.container is not None and pod.ended is None]
+            victims = [pod for pod in running if chosen(pod.record())]
+            for pod in victims:
+                pod.killed_for = reason
+                assert pod.container is not None
+                pod.container.kill()
+        return [pod.name for pod in victims]
+
+    def delete_job(self, name: str) -> None:
+        """As `kubectl delete job`: its pods go with it."""
+        self.delete("jobs", self.namespace, name, propagation="Background")
+
+    def pause(self) -> None:
+        """Place no pods until `resume`."""
+        with self._changed:
+            self._paused = True
+
+    def resume(self) -> None:
+        """Take back `pause`."""
+        with self._changed:
+            self._paused = False
+            self._touch()
+
+    def put(self, resource: str, item: Object) -> None:
+        """Add an object as an administrator would, e.g. a ConfigMap. Raises ApiError for an invalid one."""
+        self.create(resource, self.namespace, item)
+
+    # The API's verbs. All raise ApiError; what they return is the caller's to keep.
+
+    def authorise(self, resource: str, verb: str) -> None:
+        if (resource, verb) in self._forbidden:
+            name = resource.split("/")[0]
+            raise ApiError(403, f'{name} is forbidden: User "test" cannot {verb} resource "{resource}"')
+
+    def create(self, resource: str, namespace: str, body: Object, dry_run: bool = False) -> Object:
+        item = copy.deepcopy(body)
+        if resource not in CREATABLE:
+            raise ApiError(405, f"the emulator creates no {resource}")
+        try:
+            schemas.check(item)
+        except ApiError as error:
+            with self._changed:
+                self._faults.append(str(error))
+            raise
+        with self._changed:
+            place = namespace if api.RESOURCES[resource].namespaced else ""
+            if place and ("", place) not in self._stores["namespaces"]:
+                raise not_found("namespaces", place)
+            if place and item["metadata"].setdefault("namespace", place) != place:
+                raise ApiError(400, f"the namespace of the object is not that of the request, {place}")
+            if "name" not in item["metadata"]:
+                item["metadata"]["name"] = item["metadata"]["generateName"] + self._suffix()
+            if _key(item) in self._stores[resource]:
+                raise ApiError(409, f'{resource} "{item["metadata"]["name"]}" already exists')
+            if dry_run:
+                return item
+            if resource == "jobs":
+                self._add_job(item)
+            else:
+                self._put(resource, item)
+            return copy.deepcopy(item)
+
+    def get(self, resource: str, namespace: str, name: str) -> Object:
+        with self._changed:
+            return copy.deepcopy(self._stored(resource, namespace, name))
+
+    def list(self, resource: str, namespace: str | None, chosen: Callable[[Object], bool]) -> tuple[list[Object], int]:
+        """The objects, by name, and the resource version of the list. `namespace` None means all."""
+        with self._changed:
+            items = [
+                copy.deepcopy(item)
+                for (place, _), item in sorted(self._stores[resource].items())
+                if namespace in (None, place) and chosen(item)
+            ]
+            return items, self._version
+
+    def patch(self, resource: str, namespace: str, name: str, change: Object) -> Object:
+        with self._changed:
+            return self.replace(
+                resource, namespace, name, merged(self._stored(resource, namespace, name), change), checked=False
+            )
+
+    def replace(self, resource: str, namespace: str, name: str, body: Object, checked: bool = True) -> Object:
+        with self._changed:
+            current = self._stored(resource, namespace, name)
+            if resource not in ("nodes", "jobs", "configmaps", "secrets"):
+                raise ApiError(405, f"the emulator changes no {resource}")
+            version = body.get("metadata", {}).get("resourceVersion")
+            if checked and version is not None and version != current["metadata"]["resourceVersion"]:
+                raise ApiError(409, f'{resource} "{name}" has been modified; apply your changes again', "Conflict")
+            if resource == "jobs":
+                for part in _IMMUTABLE:
+                    if body["spec"].get(part) != current["spec"].get(part):
+                        raise ApiError(422, f'Job "{name}" is invalid: spec.{part}: field is immutable')
+            changed = {**copy.deepcopy(body), "status": current.get("status", {})} if "status" in current else body
+            current.clear()
+            current.update(changed)
+            self._put(resource, current)
+            return copy.deepcopy(current)
+
+    def delete(
+        self, resource: str, namespace: str, name: str, propagation: str | None = None, grace_s: float | None = None
+    ) -> Object:
+        with self._changed:
+            item = self._stored(resource, namespace, name)
+            if resource == "pods":
+                self._delete_pod(self._pod(item), grace_s)
+            elif resource == "jobs":
+                # For jobs the API's default is to leave the pods behind (registry/batch/job/strategy.go).
+                self._delete_job(self._job(item), propagation or "Orphan")
+            else:
+                self._drop(resource, item)
+            return copy.deepcopy(item)
+
+    def log_file(self, namespace: str, name: str) -> Path:
+        """Where the pod's output is. Raises ApiError when its container has not started."""
+        with self._changed:
+            pod = self._pod(self._stored("pods", namespace, name))
+            if pod.started is None:
+                raise ApiError(400, f'container in pod "{name}" is waiting to start', "BadRequest")
+            return pod.log_file
+
+    def follow_log(self, namespace: str, name: str) -> Iterator[None]:
+        """Yields while the pod runs, about twice a second, and once after its end."""
+        while True:
+            with self._changed:
+                item = self._stores["pods"].get((namespace, name))
+                ended = item is None or has_ended(item) or self._stopped
+                if not ended:
+                    self._changed.wait(0.5)  # a file tells nobody when it grows
+            yield
+            if ended:
+                return
+
+    def watch(
+        self, resource: str, namespace: str | None, chosen: Callable[[Object], bool], since: int, timeout_s: float
+    ) -> Iterator[Object]:
+        """What happens to these objects after the resource version `since`, as watch events."""
+        until = time.monotonic() + timeout_s
+        seen = 0
+        while True:
+            with self._changed:
+                while len(self._history) == seen and not self._stopped and time.monotonic() < until:
+                    self._changed.wait(until - time.monotonic())
+                happened, seen = self._history[seen:], len(self._history)
+                over = self._stopped or time.monotonic() >= until
+            for version, what, kind, item in happened:
+                place = item["metadata"].get("namespace", "")
+                if version > since and what == resource and namespace in (None, place) and chosen(item):
+                    yield {"type": kind, "object": item}
+            if over:
+                return
+
+    # Objects.
+
+    def _stored(self, resource: str, namespace: str, name: str) -> Object:
+        found = self._stores[resource].get((namespace, name))
+        if found is None:
+            raise not_found(resource, name)
+        return found
+
+    def _put(self, resource: str, item: Object) -> None:
+        with self._changed:
+            key, metadata = _key(item), item["metadata"]
+            is_new = key not in self._stores[resource]
+            if is_new:
+                number = next(self._numbers)
+                metadata.setdefault("uid", f"00000000-0000-4000-8000-{number:012x}")
+                metadata.setdefault("creationTimestamp", timestamp(time.time()))
+            self._touch()
+            metadata["resourceVersion"] = str(self._version)
+            self._stores[resource][key] = item
+            self._remember(resource, "ADDED" if is_new else "MODIFIED", item)
+
+    def _drop(self, resource: str, item: Object) -> None:
+        self._stores[resource].pop(_key(item), None)
+        self._touch()
+        item["metadata"]["resourceVersion"] = str(self._version)
+        self._remember(resource, "DELETED", item)
+
+    def _remember(self, resource: str, kind: str, item: Object) -> None:
+        self._history.append((self._version, resource, kind, copy.deepcopy(item)))
+
+    def _touch(self) -> None:
+        self._version += 1
+        self._changed.notify_all()
+
+    def _edit_node(self, name: str, edit: Callable[[Object], object]) -> None:
+        with self._changed:
+            item = self._stored("nodes", "", name)
+            edit(item)
+            self._put("nodes", item)
+
+    def _pod(self, item: Object) -> _Pod:
+        return next(pod for pod in self._pods if pod.item is item)
+
+    def _job(self, item: Object) -> _Job:
+        return next(job for job in self._jobs if job.item is item)
+
+    def _suffix(self) -> str:
+        return hashlib.sha256(str(next(self._numbers)).encode()).hexdigest()[:5]
+
+    def _event(self, item: Object, reason: str, message: str, kind: str = "Normal") -> None:
+        """The same event again is counted, not repeated."""
+        about = {
+            "apiVersion": item["apiVersion"], "kind": item["kind"], "name": item["metadata"]["name"],
+            "namespace": item["metadata"]["namespace"], "uid": item["metadata"]["uid"],
+        }  # fmt: skip
+        now = timestamp(time.time())
+        for event in self._stores["events"].values():
+            if (event["involvedObject"], event["reason"], event["message"]) == (about, reason, message):
+                event.update(count=event["count"] + 1, lastTimestamp=now)
+                return
+        metadata = {"name": f"{about['name']}.{self._suffix()}", "namespace": about["namespace"]}
+        self._put(
+            "events",
+            {
+                "apiVersion": "v1", "kind": "Event", "metadata": metadata, "involvedObject": about, "type": kind,
+                "reason": reason, "message": message, "count": 1, "firstTimestamp": now, "lastTimestamp": now,
+                "source": {"component": "kubernetes-emulator"},
+            },
+        )  # fmt: skip
+
+    # Jobs.
+
+    def _add_job(self, item: Object) -> None:
+        jobs.with_defaults(item)
+        job = _Job(item, time.time())
+        item["status"] = {}
+        self._put("jobs", item)
+        labels = _job_labels(item)
+        item["spec"]["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": item["metadata"]["uid"]}}
+        template = item["spec"]["template"].setdefault("metadata", {})
+        template["labels"] = {**(template.get("labels") or {}), **labels}
+        self._jobs.append(job)
+
+    def _sync_job(self, job: _Job, now: float) -> None:
+        if job.finished is not None:
+            keep_s = job.item["spec"].get("ttlSecondsAfterFinished")
+            if keep_s is not None and now >= job.finished + keep_s:
+                self._delete_job(job, "Background")
+            return
+        step = jobs.next_step(job.item, [pod.state() for pod in job.pods], job.started, now)
+        if step.status != job.item["status"]:
+            job.item["status"] = step.status
+            if jobs.is_finished(job.item):
+                job.finished = now
+                condition = step.status["conditions"][0]
+                kind = "Normal" if condition["type"] == "Complete" else "Warning"
+                self._event(job.item, condition["reason"], condition["message"], kind)
+            self._put("jobs", job.item)
+        for index in step.create:
+            self._add_pod(job, index, now)
+        for pod in job.pods:
+            if pod.name in step.delete:
+                self._delete_pod(pod, None)
+
+    def _delete_job(self, job: _Job, propagation: str) -> None:
+        job.gone = True
+        self._drop("jobs", job.item)
+        for pod in job.pods:
+            if pod.gone:
+                continue
+            if propagation == "Orphan":
+                pod.item["metadata"].pop("ownerReferences", None)
+            else:
+                self._delete_pod(pod, None)
+
+    # Pods.
+
+    def _add_pod(self, job: _Job, index: int | None, now: float) -> None:
+        template = copy.deepcopy(job.item["spec"]["template"])
+        spec, metadata = template["spec"], template.get("metadata") or {}
+        priority = spec.get("priorityClassName")
+        if priority is not None and priority not in self._priorities:
+            self._event(job.item, "FailedCreate", f"no PriorityClass with name {priority} was found", "Warning")
+            return
+        stem = job.name if index is None else f"{job.name}-{index}"
+        metadata |= {
+            "name": f"{stem[:57]}-{self._suffix()}",
+            "namespace": job.key[0],
+            "ownerReferences": [
+                {
+                    "apiVersion": "batch/v1", "kind": "Job", "name": job.name, "uid": job.item["metadata"]["uid"],
+                    "controller": True, "blockOwnerDeletion": True,
+                }
+            ],
+        }  # fmt: skip
+        if index is not None:
+            metadata["annotations"] = {**(metadata.get("annotations") or {}), jobs.INDEX_ANNOTATION: str(index)}
+            metadata["labels"][jobs.INDEX_ANNOTATION] = str(index)
+            spec.setdefault("hostname", stem[:63])
+            reference = {
+                "fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.annotations['{jobs.INDEX_ANNOTATION}']"}
+            }
+            env = spec["containers"][0].setdefault("env", [])
+            env.append({"name": "JOB_COMPLETION_INDEX", "valueFrom": reference})
+        spec["priority"] = self._priorities.get(priority, 0)
+        item = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}
+        pod = _Pod(item, job, self._logs / f"{metadata['name']}.log", now, index)
+        job.pods.append(pod)
+        self._pods.append(pod)
+        self._put("pods", item)
+
+    def _delete_pod(self, pod: _Pod, grace_s: float | None) -> None:
+        if pod.gone:
+            return
+        if grace_s is None:
+            grace_s = pod.item["spec"].get("terminationGracePeriodSeconds", _TERMINATION_GRACE_S)
+        if pod.container is None or pod.ended is not None or grace_s == 0:
+            self._end_now(pod)
+            pod.gone = True
+            self._drop("pods", pod.item)
+            return
+        if not pod.deleting:
+            pod.item["metadata"] |= {"deletionTimestamp": timestamp(time.time()), "deletionGracePeriodSeconds": grace_s}
+            self._put("pods", pod.item)
+            pod.container.terminate()
+        pod.kill_after = time.time() + grace_s
+
+    def _end_now(self, pod: _Pod) -> None:
+        if pod.container is not None:
+            pod.container.kill()
+        elif not has_ended(pod.item):
+            self._fail_unstarted(pod)
+
+    def _fail_unstarted(self, pod: _Pod) -> None:
+        """A pod that never ran, and now never will."""
+        pod.ended = time.time()
+        pod.item["status"]["phase"] = "Failed"
+        if pod.lost:
+            pod.item["status"] |= _disruption()
+        self._put("pods", pod.item)
+
+    def _place(self, now: float) -> None:
+        waiting = [pod for pod in self._pods if not pod.gone and pod.node is None and not has_ended(pod.item)]
+        for pod in sorted(waiting, key=lambda pod: (-pod.item["spec"]["priority"], pod.created)):
+            decision = schedule(pod.item, self._stores["nodes"].values(), self._stores["pods"].values())
+            if decision.node is None:
+                self._note_unschedulable(pod, decision.message)
+            else:
+                self._bind(pod, decision.node, now)
+
+    def _note_unschedulable(self, pod: _Pod, message: str) -> None:
+        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        if pod.item["status"].get("conditions") == [condition]:
+            return
+        pod.item["status"]["conditions"] = [condition]
+        self._put("pods", pod.item)
+        self._event(pod.item, "FailedScheduling", message, "Warning")
+
+    def _bind(self, pod: _Pod, node: str, now: float) -> None:
+        pod.item["spec"]["nodeName"] = node
+        pod.start_at = now + self._start_delay_s
+        addresses = self._stored("nodes", "", node)["status"]["addresses"]
+        address = next(entry["address"] for entry in addresses if entry["type"] == "InternalIP")
+        pod.item["status"] |= {
+            "conditions": [{"type": "PodScheduled", "status": "True"}],
+            "hostIP": address,
+            "podIP": "127.0.0.1",
+        }
+        self._set_container(pod, {"waiting": {"reason": "ContainerCreating"}})
+        self._event(pod.item, "Scheduled", f"Successfully assigned {pod.key[0]}/{pod.name} to {node}")
+
+    def _set_container(self, pod: _Pod, state: Object, restarts: int | None = None) -> None:
+        container = pod.item["spec"]["containers"][0]
+        entry = {
+            "name": container["name"],
+            "image": container["image"],
+            "imageID": container["image"],
+            "containerID": f"containerd://{pod.item['metadata']['uid']}",
+            "ready": "running" in state,
+            "started": "running" in state,
+            "restartCount": pod.restarts if restarts is None else restarts,
+            "state": state,
+        }
+        if pod.item["status"].get("containerStatuses") != [entry]:
+            pod.item["status"]["containerStatuses"] = [entry]
+            self._put("pods", pod.item)
+
+    def _start(self, pod: _Pod, now: float) -> None:
+        try:
+            given = environment_of(pod.item, lambda resource, name: self._values(resource, pod.key[0], name))
+        except ContainerConfigError as error:
+            self._set_container(pod, {"waiting": {"reason": "CreateContainerConfigError", "message": str(error)}})
+            return
+        host = str(pod.item["spec"].get("hostname") or pod.name)
+        environment = {**self._environment, "HOSTNAME": host, **given, **self._overrides}
+        pod.command = command_of(pod.item, environment, self._entrypoint)
+        pod.started = pod.started or now
+        pod.start_at = None
+        folder = Path(pod.item["spec"]["containers"][0].get("workingDir") or "")
+        try:
+            pod.container = Container(
+                pod.item["metadata"]["uid"],
+                pod.command,
+                environment,
+                folder if folder.is_absolute() and folder.is_dir() else None,
+                pod.log_file,
+                lambda code: self._container_ended(pod, code),
+            )
+        except (OSError, IndexError) as error:
+            self._end(pod, 128, "StartError", str(error))
+            return
+        pod.item["status"] |= {"phase": "Running", "startTime": timestamp(now)}
+        self._set_container(pod, {"running": {"startedAt": timestamp(now)}})
+        self._event(pod.item, "Started", "Container started")
+
+    def _values(self, resource: str, namespace: str, name: str) -> Mapping[str, str] | None:
+        item = self._stores[resource].get((namespace, name))
+        if item is None:
+            return None
+        encoded = item.get("data") or {}
+        if resource == "secrets":
+            encoded = {key: base64.b64decode(value).decode() for key, value in encoded.items()}
+        return {**encoded, **(item.get("stringData") or {})}
+
+    def _container_ended(self, pod: _Pod, code: int) -> None:
+        with self._changed:
+            pod.container = None
+            reason = pod.killed_for or ("Completed" if code == 0 else "Error")
+            pod.killed_for = ""
+            stays = pod.deleting or pod.gone or pod.lost or self._stopped
+            if code != 0 and pod.item["spec"]["restartPolicy"] == "OnFailure" and not stays:
+                pod.start_at = time.time()
+                self._set_container(pod, {"waiting": {"reason": "CrashLoopBackOff"}}, restarts=pod.restarts + 1)
+                return
+            self._end(pod, code, reason)
+
+    def _end(self, pod: _Pod, code: int, reason: str, message: str = "") -> None:
+        pod.ended = time.time()
+        status = pod.item["status"]
+        status["phase"] = "Succeeded" if code == 0 else "Failed"
+        if pod.lost:
+            status |= {"phase": "Failed", **_disruption()}
+        terminated: dict[str, Any] = {
+            "exitCode": code,
+            "reason": reason,
+            "startedAt": timestamp(pod.started or pod.ended),
+            "finishedAt": timestamp(pod.ended),
+        }
+        if message:
+            terminated["message"] = message
+        if pod.gone:
+            self._touch()
+            return
+        self._set_container(pod, {"terminated": terminated})
+        if pod.deleting:
+            pod.gone = True
+            self._drop("pods", pod.item)
+
+    # The controller's thread.
+
+    def _control(self) -> None:
+        with self._changed:
+            while not self._stopped:
+                before = self._version
+                self._bring_in_line(time.time())
+                if self._version == before:
+                    next_deadline = min(self._deadlines(), default=None)
+                    # Whoever changes anything while this thread has the lock is this thread itself.
+                    self._changed.wait(None if next_deadline is None else max(0.0, next_deadline - time.time()))
+
+    def _bring_in_line(self, now: float) -> None:
+        for job in self._jobs:
+            if not job.gone:
+                self._sync_job(job, now)
+        if not self._paused:
+            self._place(now)
+        for pod in self._pods:
+            if pod.gone or pod.ended is not None:
+                continue
+            if pod.start_at is not None and now >= pod.start_at:
+                self._start(pod, now)
+            if pod.kill_after is not None and now >= pod.kill_after and pod.container is not None:
+                pod.kill_after = None
+                pod.container.kill()
+
+    def _deadlines(self) -> Iterator[float]:
+        for job in self._jobs:
+            spec = job.item["spec"]
+            if job.gone:
+                continue
+            if job.finished is None and "activeDeadlineSeconds" in spec:
+                yield job.started + spec["activeDeadlineSeconds"]
+            if job.finished is not None and "ttlSecondsAfterFinished" in spec:
+                yield job.finished + spec["ttlSecondsAfterFinished"]
+        for pod in self._pods:
+            if pod.gone or pod.ended is not None:
+                continue
+            if pod.start_at is not None and pod.start_at > time.time():
+                yield pod.start_at
+            if pod.kill_after is not None:
+                yield pod.kill_after
+
+
+def _key(item: Object) -> Key:
+    return item["metadata"].get("namespace", ""), item["metadata"]["name"]
+
+
+def _job_labels(item: Object) -> dict[str, str]:
+    uid, name = item["metadata"]["uid"], item["metadata"]["name"]
+    return {
+        "batch.kubernetes.io/controller-uid": uid,
+        "batch.kubernetes.io/job-name": name,
+        "controller-uid": uid,
+        "job-name": name,
+    }
+
+
+def _disruption() -> Object:
+    message = "the node of the pod is gone"
+    condition = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC", "message": message}
+    return {"reason": "NodeLost", "message": message, "conditions": [condition]}
+
+
+def _kubeconfig(url: str, namespace: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "emulated", "cluster": {"server": url}}],
+        "users": [{"name": "test", "user": {"token": "test"}}],
+        "contexts": [{"name": "test", "context": {"cluster": "emulated", "user": "test", "namespace": namespace}}],
+        "current-context": "test",
+    }
