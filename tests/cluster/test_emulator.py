@@ -559,7 +559,7 @@ def test_a_watch_tells_of_a_jobs_whole_life(start: Start) -> None:
     emulator = start()
     submit(emulator, job("x"))
     seen = []
-    stream = watch.Watch()  # type: ignore[no-untyped-call]
+    stream = watch.Watch()
     for event in stream.stream(batch(emulator).list_namespaced_job, "montage-ai", field_selector="metadata.name=x"):
         seen.append(event["type"])
         if event["type"] == "DELETED":
@@ -567,6 +567,24 @@ def test_a_watch_tells_of_a_jobs_whole_life(start: Start) -> None:
         if event["object"].status.completion_time:
             batch(emulator).delete_namespaced_job("x", "montage-ai", propagation_policy="Foreground")
     assert (seen[0], seen[-1], "MODIFIED" in seen) == ("ADDED", "DELETED", True)
+
+
+def test_dagsters_own_client_waits_for_explains_and_deletes_jobs(start: Start) -> None:
+    from dagster_k8s.client import DagsterK8sError, DagsterKubernetesClient
+
+    emulator = start()
+    dagster = DagsterKubernetesClient.production_client(batch(emulator), core(emulator))
+    dagster.create_namespaced_job_with_retries(job("good"), "montage-ai")
+    dagster.wait_for_job_success("good", "montage-ai", wait_time_between_attempts=0.1)
+    dagster.create_namespaced_job_with_retries(job("bad", "echo no disk; exit 4"), "montage-ai")
+    with pytest.raises(DagsterK8sError, match="failed job pods"):
+        dagster.wait_for_job_success("bad", "montage-ai", wait_time_between_attempts=0.1)
+    (name,) = dagster.get_pod_names_in_job("bad", "montage-ai")
+    explained = dagster.get_pod_debug_info(name, "montage-ai")
+    assert "Terminated with exit code 4: Error" in explained
+    assert "no disk" in explained
+    assert dagster.delete_job("bad", "montage-ai") is True
+    assert dagster.get_job_status("bad", "montage-ai") is None
 
 
 def test_a_node_can_be_cordoned_over_the_api(start: Start) -> None:

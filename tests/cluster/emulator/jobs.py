@@ -165,8 +165,8 @@ def _missing(spec: Mapping[str, Any], tally: _Tally) -> tuple[int | None, ...]:
         taken = {*tally.succeeded_indexes, *(pod.index for pod in tally.active)}
         free = [index for index in range(completions) if index not in taken]
         return tuple(free[: max(0, room)])
-    missing = int(completions) - succeeded - len(tally.active)
-    return (None,) * max(0, min(room, missing))
+    missing = min(room, completions - succeeded - len(tally.active))
+    return (None,) * int(max(0, missing))
 
 
 def _status(tally: _Tally, started: float, indexed: bool) -> Object:
