@@ -109,6 +109,12 @@ class Broker:
             lease = self._redis.get(_LEASE + delivery)
         return None if lease is None else lease.decode()
 
+    def leases(self) -> list[str]:
+        """All leases there are: who waits at or runs what."""
+        with _away():
+            keys = list(self._redis.scan_iter(match=f"{_LEASE}*", count=1000))
+            return sorted(value.decode() for value in (self._redis.mget(keys) if keys else ()) if value)
+
     def renew(self, leases: Iterable[tuple[str, str]]) -> None:
         """Renew the leases (delivery, holder) that a worker has, where no other one has taken them."""
         with _away():
