@@ -27,9 +27,14 @@ DONE, FAILED, WRONG_INPUT = 0, 1, 2
 
 
 def main() -> NoReturn:
-    """Run the command line; a fault the user can mend is one line on stderr."""
+    """Run the command line."""
+    run(commands)
+
+
+def run(command: click.Command) -> NoReturn:
+    """Run a command line; a fault the user can mend is one line on stderr."""
     try:
-        sys.exit(commands.main(standalone_mode=False) or DONE)
+        sys.exit(command.main(standalone_mode=False) or DONE)
     except click.ClickException as error:
         error.show()
         sys.exit(WRONG_INPUT)

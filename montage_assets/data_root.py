@@ -71,6 +71,10 @@ class DataRoot:
             return f"{self.url}/{key}"
         return str(self._path(key))
 
+    def key_of(self, path: str) -> str:
+        """The key of a full path or URL below the root. Any other path is returned as it is: it is a key of its own."""
+        return path.removeprefix(f"{self._base if self.is_local else self.url}/")
+
     def exists(self, key: str) -> bool:
         """Whether there is a finished file of that key."""
         if self._is_here(key):

@@ -27,6 +27,11 @@ def input_folder(montage: str) -> str:
     return INPUT if montage == DEFAULT_MONTAGE else f"{INPUT}/{montage}"
 
 
+def clip_source(folder: str, name: str) -> str:
+    """The data-root key (or absolute path) of a clip of a footage folder."""
+    return f"{folder}/{name}"
+
+
 def record(montage: str, asset: str) -> str:
     """The JSON record of one asset of one montage."""
     return f"{WORK}/montages/{montage}/{asset}.json"
@@ -35,6 +40,11 @@ def record(montage: str, asset: str) -> str:
 def step_record(identifier: list[str]) -> str:
     """The JSON record that one step of a run hands to the next; `identifier` is run, step, output."""
     return f"{WORK}/runs/" + "/".join(identifier) + ".json"
+
+
+def job_file(job: str, name: str) -> str:
+    """A file of one Kubernetes job's, for example what one of its shards found."""
+    return f"{WORK}/jobs/{job}/{name}"
 
 
 def result(kind: str, key: str, suffix: str) -> str:

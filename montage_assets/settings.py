@@ -52,6 +52,8 @@ class Settings:
     included, None for the task's own. `priority_class`: MONTAGE_PRIORITY_CLASS, the PriorityClass of the pods
     that render. `node`: MONTAGE_NODE, the node that this process works on, else the host's name.
     `image`, `namespace`: MONTAGE_IMAGE and MONTAGE_NAMESPACE, what Kubernetes runs and where.
+    `shard_index`, `shard_count`: SHARD_INDEX (in an Indexed job JOB_COMPLETION_INDEX) and SHARD_COUNT, which part of a
+    job this process is, counted from 0.
     `gpu_encode`: LOCAL_GPU_ENCODE, whether this machine's video encoders are used (`auto`: where they work and are
     not slower; `on`: before the CPU's; `off`). `hwaccel`: FFMPEG_HWACCEL, the one kind of them to use.
     `output_codec`: OUTPUT_CODEC, the film's codec where montage.yaml names none, or the ffmpeg encoder to try first.
@@ -85,6 +87,8 @@ class Settings:
     node: str = ""
     image: str | None = None
     namespace: str = DEFAULT_NAMESPACE
+    shard_index: int | None = None
+    shard_count: int | None = None
     gpu_encode: GpuEncode = "auto"
     hwaccel: HwAccel = "auto"
     output_codec: str | None = None
@@ -131,6 +135,8 @@ class Settings:
             encoder_cache=_encoder_cache(environment),
             image=environment.get("MONTAGE_IMAGE") or None,
             namespace=environment.get("MONTAGE_NAMESPACE") or DEFAULT_NAMESPACE,
+            shard_index=_counted(environment, "SHARD_INDEX", "JOB_COMPLETION_INDEX"),
+            shard_count=_positive(environment, "SHARD_COUNT"),
             cgpu_enabled=_switch(environment, "CGPU_GPU_ENABLED"),
             cgpu_beat_detect=_cloud_use(environment, "CGPU_BEAT_DETECT", "auto"),
             cgpu_scene_detect=_cloud_use(environment, "CGPU_SCENE_DETECT", "auto"),
@@ -151,6 +157,17 @@ def _positive(environment: Mapping[str, str], name: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise MediaError(f"{name} is {text!r}; set it to a whole number from 1 on, or unset it")
     return int(text)
+
+
+def _counted(environment: Mapping[str, str], *names: str) -> int | None:
+    """The first of these variables that is set, a whole number from 0 on."""
+    for name in names:
+        text = environment.get(name, "").strip()
+        if text:
+            if not text.isdecimal():
+                raise MediaError(f"{name} is {text!r}; set it to a whole number from 0 on, or unset it")
+            return int(text)
+    return None
 
 
 def _switch(environment: Mapping[str, str], name: str) -> bool:

@@ -7,6 +7,7 @@ import dagster as dg
 
 from montage_assets.cluster.tasks import QUEUE_TAG, TASK_TAG, queue_of
 from montage_assets.data_root import DataRoot
+from montage_assets.layout import clip_source as clip_source
 from montage_assets.media.clip import Clip
 from montage_assets.settings import Settings
 
@@ -29,11 +30,6 @@ def data_root() -> DataRoot:
 def montage_of(context: Any) -> str:
     """The montage that a step works on."""
     return str(context.partition_key)
-
-
-def clip_source(folder: str, name: str) -> str:
-    """The data-root key (or absolute path) of a clip of a footage folder."""
-    return f"{folder}/{name}"
 
 
 def by_name(clips: Iterable[Clip]) -> dict[str, Clip]:

@@ -19,7 +19,6 @@ from montage_assets.io import dump_record, read_record
 from montage_assets.media.clip import Clip, LeftOut
 from montage_assets.media.errors import MediaError, UnusableClip
 from montage_assets.media.fingerprint import result_key
-from montage_assets.media.frame_scores import FrameScores
 from montage_assets.media.scenes import SceneList, detect_scenes
 from montage_assets.media.shards import ClipRange
 from montage_assets.metadata import table
@@ -161,7 +160,7 @@ def _scenes_of(root: DataRoot, footage: Footage, clip: Clip, parts: Sequence[Cli
     if root.exists(stored) and root.exists(scores_key):
         return replace(read_record(root, stored, SceneList), clip=clip.name)
     scores = shard_steps.merged_scores(root, footage.folder, clip, parts, log)
-    _refuse_mostly_lost(clip, scores)
+    shard_steps.refuse_mostly_lost(clip, scores)
     scenes = detect_scenes(clip, scores, detector, threshold)
     root.write_bytes(stored, dump_record(scenes))
     return scenes
@@ -175,14 +174,6 @@ def _as_decoded(clip: Clip, scenes: SceneList) -> Clip:
     """
     late_s = float((scenes.first_pts - clip.first_pts) * clip.time_base)
     return replace(clip, first_pts=scenes.first_pts, duration_s=clip.duration_s - late_s, frames_estimate=scenes.frames)
-
-
-def _refuse_mostly_lost(clip: Clip, scores: FrameScores) -> None:
-    """A clip that loses a tenth of its frames in decoding is damaged in more places than those."""
-    length_s = clip.duration_s - float((int(scores.pts[0]) - clip.first_pts) * clip.time_base)
-    expected = min(clip.frames_estimate, round(length_s * clip.fps))
-    if scores.frames < 0.9 * expected - 2:
-        raise UnusableClip(f"is damaged: only {scores.frames} of its {expected} frames can be decoded; copy it again")
 
 
 def _reasons(left_out: Iterable[LeftOut]) -> str:

@@ -1,7 +1,8 @@
 """The plan and the work that `proxies` and `scene_shards` share: ranges of clips, scored once each.
 
 Belongs here: which ranges are still to do, their bundling into one shard per worker, and what a shard's step
-does. Results are content-addressed, so a range is never done twice, whoever did it.
+does. Results are content-addressed, so a range is never done twice, whoever did it. Never imports Dagster: a
+shard may also be a pod of a plain Kubernetes job (`scene_job`).
 """
 
 import os
@@ -10,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from montage_assets import layout
-from montage_assets.assets.common import clip_source
 from montage_assets.cluster.distribution import balance
 from montage_assets.cluster.measured import Measurement, keep_measurements
 from montage_assets.cluster.workers import analysis_workers
 from montage_assets.data_root import DataRoot
+from montage_assets.layout import clip_source
 from montage_assets.media import frame_scores, proxies
 from montage_assets.media.clip import Clip, LeftOut
 from montage_assets.media.errors import FfmpegFailed, UnusableClip
@@ -129,16 +130,16 @@ def plan_shards(
     """
     speeds = speeds_of_workers(root, footage, settings)
     counts = ranges_per_clip(footage, len(speeds))
-    ranges = {clip.name: _cut(root, folder, clip, counts[clip.name]) for clip in missing}
+    ranges = {clip.name: ranges_of(root, folder, clip, counts[clip.name]) for clip in missing}
     tasks = [RangeTask(clip, part, with_proxy) for clip in missing for part in ranges[clip.name]]
-    undone = [task for task in tasks if not _is_done(root, task)]
+    undone = [task for task in tasks if not is_done(root, task)]
     shares = balance([task.part.cost for task in undone], speeds)
     bundles = [[undone[item] for item in share] for share in shares if share]
     shards = [ShardTask(folder, index, len(bundles), bundle) for index, bundle in enumerate(bundles)]
     return ShardPlan(list(missing), ranges), shards
 
 
-def _is_done(root: DataRoot, task: RangeTask) -> bool:
+def is_done(root: DataRoot, task: RangeTask) -> bool:
     """Whether an earlier run finished this range."""
     if not root.exists(range_scores_key(task.clip, task.part)):
         return False
@@ -182,6 +183,22 @@ def merged_scores(root: DataRoot, folder: str, clip: Clip, parts: Sequence[ClipR
     return scores
 
 
+def refuse_mostly_lost(clip: Clip, scores: FrameScores) -> None:
+    """A clip that loses a tenth of its frames in decoding is damaged in more places than those. Raises UnusableClip."""
+    length_s = clip.duration_s - float((int(scores.pts[0]) - clip.first_pts) * clip.time_base)
+    expected = min(clip.frames_estimate, round(length_s * clip.fps))
+    if scores.frames < 0.9 * expected - 2:
+        raise UnusableClip(f"is damaged: only {scores.frames} of its {expected} frames can be decoded; copy it again")
+
+
+def ranges_of(root: DataRoot, folder: str, clip: Clip, count: int) -> list[ClipRange]:
+    """At most `count` ranges of like length that cover the clip once; see `media.shards`."""
+    if count == 1:
+        return [whole_range(clip)]
+    with keyframe_finder(root.local_file(clip_source(folder, clip.name)), clip) as keyframe_before:
+        return cut_into_ranges(clip, count, keyframe_before)
+
+
 def whole_range(clip: Clip) -> ClipRange:
     """A clip as one range."""
     return ClipRange(clip.name, 0, 1, None, None, decode_cost(clip), clip.frames_estimate)
@@ -203,13 +220,6 @@ def _proxy_result_key(clip: Clip) -> str:
 
 def _range_key(whole: str, part: ClipRange) -> str:
     return result_key(whole=whole, after=part.after_pts, until=part.until_pts)
-
-
-def _cut(root: DataRoot, folder: str, clip: Clip, count: int) -> list[ClipRange]:
-    if count == 1:
-        return [whole_range(clip)]
-    with keyframe_finder(root.local_file(clip_source(folder, clip.name)), clip) as keyframe_before:
-        return cut_into_ranges(clip, count, keyframe_before)
 
 
 def _do_range(root: DataRoot, folder: str, task: RangeTask, log: Any) -> RangeReport:
