@@ -204,6 +204,48 @@ def nodes(as_json: bool) -> None:
 
 
 @commands.command()
+@click.argument("name")
+@click.option("--coordinator", metavar="URL", help="The coordinator's web address. Default: COORDINATOR_URL.")
+@click.option("--duration", type=str, help="Length of the film in seconds or m:ss.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overrule a key of montage.yaml.")
+@click.option("--detach", is_flag=True, help="Only submit the run.")
+def launch(name: str, coordinator: str | None, duration: str | None, settings: Sequence[str], detach: bool) -> int:
+    """Have the coordinator make the montage of the folder NAME in its input/, and follow the run.
+
+    Ctrl-C cancels the run; a second one leaves it to itself.
+    """
+    from montage_assets.partitions import unfit_as_key
+    from montage_assets.remote_run import Coordinator
+    from montage_assets.settings import Settings
+    from montage_assets.spec import make_spec, parse_override
+
+    overrides = dict(parse_override(text) for text in settings)
+    if duration is not None:
+        overrides["duration"] = duration
+    make_spec(overrides, "--set")
+    unfit = unfit_as_key(name)
+    _require(unfit is None and "/" not in name and bool(name), f"{name!r} cannot be a montage: {unfit or 'no folder'}")
+    there = Coordinator(coordinator or Settings.from_environment().coordinator_url)
+    run = there.launch(name, overrides)
+    click.echo(f"run:        {there.page_of(run)}")
+    if detach:
+        return DONE
+    with _display(sys.stderr) as display:
+        there.follow(run, display, lambda line: click.echo(f"  {line}", err=True))
+    for fault in run.faults:
+        _complain(fault.message)
+    if run.status == "CANCELED":
+        _complain("the run was cancelled; finished work is kept, launch it again to go on")
+    if run.status != "SUCCESS":
+        if any(fault.is_input and fault.step == "footage" for fault in run.faults):
+            there.take_back(name)
+        return WRONG_INPUT if any(fault.is_input for fault in run.faults) else FAILED
+    for line in run.summary():
+        click.echo(line)
+    return DONE
+
+
+@commands.command()
 @click.option("--queue", type=click.Choice(["analyze", "encode", "upscale"]), help="Serve this queue alone.")
 @click.option("--until-idle", type=click.FloatRange(min=0), metavar="SECONDS", help="End after so long without work.")
 @click.option("--alive", is_flag=True, help="Only tell (by the exit code) whether a worker of this host is at work.")

@@ -17,7 +17,7 @@ import sys
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -296,33 +296,57 @@ def faults_of(events: Sequence[Any]) -> list[Fault]:
             continue
         data = event.step_failure_data
         given = data.user_failure_data
-        if given is not None:
-            is_input = "input" in (given.metadata or {}) and event.step_key in _INPUT_STEPS
-            found.append(Fault(event.step_key, given.description or "failed", is_input))
-        elif data.error.cls_name == _CHECK_FAILED:
-            found.extend(_failed_checks(events, event.step_key))
-        else:
-            found.append(Fault(event.step_key, _line_of(data.error), False))
+        found += faults_of_step(
+            event.step_key,
+            description=None if given is None else given.description or "failed",
+            labels=() if given is None else given.metadata or (),
+            error_class=None if data.error is None else data.error.cls_name,
+            error_message="failed" if data.error is None else _innermost(data.error).message,
+            failed_checks=_failed_checks(events, event.step_key),
+        )
     return found or [Fault("run", "the run did not start; see its log in the Dagster UI", False)]
 
 
-def _failed_checks(events: Sequence[Any], step: str) -> list[Fault]:
+def faults_of_step(
+    step: str,
+    *,
+    description: str | None,
+    labels: Collection[str],
+    error_class: str | None,
+    error_message: str,
+    failed_checks: Sequence[str],
+) -> list[Fault]:
+    """The faults behind one failed step: what it said itself (`description`, `labels` of its metadata), else the
+    blocking checks that it failed, else the innermost error."""
+    if description is not None:
+        return [Fault(step, description, "input" in labels and step in _INPUT_STEPS)]
+    if error_class == _CHECK_FAILED:
+        return [Fault(step, line, False) for line in failed_checks]
+    return [Fault(step, describe_cause(OSError(error_message)) or error_message.strip().splitlines()[0], False)]
+
+
+def failed_check_line(name: str, description: str | None) -> str:
+    """What a user is told of a blocking check that did not pass."""
+    return f"check {name} failed: {description}"
+
+
+def _failed_checks(events: Sequence[Any], step: str) -> list[str]:
     evaluations = [
         event.asset_check_evaluation_data
         for event in events
         if event.event_type_value == "ASSET_CHECK_EVALUATION" and event.step_key == step
     ]
     return [
-        Fault(step, f"check {check.check_name} failed: {check.description}", False)
+        failed_check_line(check.check_name, check.description)
         for check in evaluations
         if check.blocking and not check.passed
     ]
 
 
-def _line_of(error: Any) -> str:
+def _innermost(error: Any) -> Any:
     while error.cause is not None:
         error = error.cause
-    return describe_cause(OSError(error.message)) or error.message.strip().splitlines()[0]
+    return error
 
 
 def _folder_of(root: DataRoot, montage: str) -> Path | None:
