@@ -159,10 +159,7 @@ def k8s_config(placement: Placement, run_id: str, priority_class: str | None = N
     if priority_class and task in RENDERING:
         pod_spec["priority_class_name"] = priority_class
     return {
-        "container_config": {
-            "resources": {"requests": requests, "limits": limits},
-            "env": [{"name": "MONTAGE_NODE", "value_from": {"field_ref": {"field_path": "spec.nodeName"}}}],
-        },
+        "container_config": {"resources": {"requests": requests, "limits": limits}},
         "pod_template_spec_metadata": {"labels": labels, "annotations": {"montage/placement": placement.summary}},
         "pod_spec_config": pod_spec,
         "job_spec_config": {"active_deadline_seconds": placement.deadline_s, "backoff_limit": 0},

@@ -46,6 +46,8 @@ NODES_KNOWN_FOR_S = 30
 _STOPPING_TAKES_S = 10
 _NUMBER_OF_MAPPED_STEP = re.compile(r"\[\w*?_(\d+)\]$")
 _DAGSTER_CONFIG_TAG = "dagster-k8s/config"
+_NODE_VARIABLE = {"name": "MONTAGE_NODE", "value_from": {"field_ref": {"field_path": "spec.nodeName"}}}
+"""Not in the step's tag, where it would replace the variables that the launcher hands on."""
 
 
 def pod_executor(init_context: dg.InitExecutorContext, settings: Settings) -> dg.Executor:
@@ -61,7 +63,11 @@ def pod_executor(init_context: dg.InitExecutorContext, settings: Settings) -> dg
             "start the run on the cluster, e.g. by `montage launch`"
         )
     assert k8s_job_executor.executor_creation_fn is not None
-    config: dict[str, Any] = {"retries": {"enabled": {}}, "per_step_k8s_config": {}}
+    config: dict[str, Any] = {
+        "retries": {"enabled": {}},
+        "per_step_k8s_config": {},
+        "step_k8s_config": {"container_config": {"env": [_NODE_VARIABLE]}},
+    }
     try:
         pods: Any = k8s_job_executor.executor_creation_fn(init_context._replace(executor_config=config))
         _refuse_without_jobs(pods._step_handler._api_client, launcher.job_namespace)
