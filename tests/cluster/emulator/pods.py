@@ -132,12 +132,8 @@ def environment_of(pod: Object, lookup: Lookup) -> dict[str, str]:
 
 
 def _expanded(text: str, known: Mapping[str, str]) -> str:
-    """`$(NAME)` replaced where NAME is known; `$$(NAME)` stands for itself."""
-    return re.sub(
-        r"\$(\$\([A-Za-z_][\w.-]*\))|\$\(([A-Za-z_][\w.-]*)\)",
-        lambda match: match[1] or known.get(match[2], match[0]),
-        text,
-    )
+    """`$(NAME)` replaced where NAME is known; `$$` is a dollar sign (third_party/forked/golang/expansion)."""
+    return re.sub(r"\$\$|\$\(([^)]*)\)", lambda match: known.get(match[1], match[0]) if match[1] else "$", text)
 
 
 def _reference(source: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
