@@ -30,7 +30,7 @@ COPY montage_assets montage_assets
 RUN /opt/pip/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheel . \
     && /opt/pip/bin/pip --python /opt/montage/bin/python install --quiet --no-compile --no-deps --root /program /wheel/*.whl \
     && /opt/montage/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash \
-        --stripdir /program /program/opt/montage/lib
+        -s /program /program/opt/montage/lib
 
 FROM ${BASE}
 # What the pinned ffmpeg opens at run time: libva (VAAPI) and its drivers for AMD and Intel, the Vulkan loader and
