@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
-from dagster._core.events import EngineEventData
 from dagster._core.execution.retries import RetryMode
 
 from montage_assets.cluster.errors import ClusterError
@@ -118,5 +117,4 @@ class _InsteadOf(dg.Executor):
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[dg.DagsterEvent]:
         plan_context.instance.add_run_tags(plan_context.run_id, {FALLBACK_TAG: self._reason[:_LONGEST_TAG]})
         plan_context.log.warning(self._reason)
-        yield dg.DagsterEvent.engine_event(plan_context, self._reason, EngineEventData())
         yield from self._executor.execute(plan_context, execution_plan)
