@@ -11,7 +11,7 @@ from benchmarks.bench import X264_EASY, Bench, probed
 from benchmarks.measuring import cost_of
 from benchmarks.render import shots_from
 from benchmarks.report import Section, Table, within
-from montage_assets.media.encoders import software_encoder
+from montage_assets.media.encoders import on_cpu
 from montage_assets.media.frame_scores import score_range
 from montage_assets.media.proxies import make_proxy_part
 from montage_assets.media.render import OutputFormat, render_segment
@@ -68,5 +68,5 @@ def _make_proxy(path: Path) -> int:
 def _render(path: Path) -> int:
     fmt = OutputFormat(*SIZE, FPS)
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / f"segment{software_encoder(fmt.codec).container.suffix}"
+        out = Path(folder) / f"segment{on_cpu(fmt.codec).container.suffix}"
         return render_segment(shots_from([path], SHOTS, SHOT_FRAMES, FPS), fmt, out).frames

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from montage_assets.media.encoders import CODECS, QUALITIES, software_encoder
+from montage_assets.media.encoders import CODECS, QUALITIES, on_cpu
 from montage_assets.media.ffmpeg import ffmpeg_version
 from montage_assets.media.ingest import ingest_clip
 from montage_assets.media.join import join_segments
@@ -77,7 +77,7 @@ def shots_from(paths: list[Path], count: int, frames: int, fps: Fraction) -> lis
 
 
 def compare(shots: list[RenderShot], fmt: OutputFormat) -> dict[str, object]:
-    suffix = software_encoder(fmt.codec).container.suffix
+    suffix = on_cpu(fmt.codec).container.suffix
     groups = plan_segments(shots, fmt.fps)
     with tempfile.TemporaryDirectory() as folder:
 

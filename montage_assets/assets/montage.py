@@ -1,7 +1,7 @@
 """montage: the segments joined, the song under them at the right loudness, the film and its edit list."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +12,7 @@ from montage_assets import layout
 from montage_assets.assets.clip_selections import Selection
 from montage_assets.assets.common import GROUP, OWNERS, RETRIES, by_name, clip_source, data_root, montage_of, task_tags
 from montage_assets.assets.footage import Footage
-from montage_assets.assets.rendered_segments import Segments, output_format
+from montage_assets.assets.rendered_segments import Segments, encoder_wish, encoders_here, output_format
 from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
 from montage_assets.io import read_record
@@ -20,14 +20,16 @@ from montage_assets.media import edit_list as edit_lists
 from montage_assets.media import join, soundtrack
 from montage_assets.media.beat_analysis import BeatAnalysis
 from montage_assets.media.edit_list import EditList
+from montage_assets.media.encoders import ReadyEncoder
 from montage_assets.media.ffmpeg import ffmpeg_version
 from montage_assets.media.fingerprint import result_key
 from montage_assets.media.pictures import beat_chart
-from montage_assets.media.render import RenderedSegment, RenderShot
+from montage_assets.media.render import OutputFormat, RenderedSegment, RenderShot
 from montage_assets.media.soundtrack import FilmSound
 from montage_assets.metadata import picture
 from montage_assets.partitions import montage_partitions
 from montage_assets.progress import FrameCounter, still_working
+from montage_assets.settings import Settings
 
 STEP = "make_montage"
 """The name of the step that makes this asset."""
@@ -126,7 +128,7 @@ def make_film(
         tempfile.TemporaryDirectory(dir=out.parent, prefix=".joined-") as folder,
     ):
         with still_working(log, "joining the segments"):
-            joined = join.join_segments(rendered, fmt, Path(folder) / "joined.mp4")
+            joined = join.join_segments(rendered, fmt, Path(folder) / "joined.mp4", _encoders_for(fmt))
         sound = soundtrack.mux_film(
             joined.path,
             root.local_file(footage.music.source),
@@ -152,6 +154,12 @@ def make_film(
         sound=sound,
         reencoded=joined.reencoded,
     )
+
+
+def _encoders_for(fmt: OutputFormat) -> Callable[[], Sequence[ReadyEncoder]]:
+    """What this machine could encode foreign segments again with; asked only when there are any."""
+    settings = Settings.from_environment()
+    return lambda: encoders_here(settings, fmt, encoder_wish(settings)).encoders
 
 
 def _made_of(footage: Footage, edit: EditList, segments: Segments) -> str:

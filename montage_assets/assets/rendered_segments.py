@@ -1,9 +1,10 @@
 """rendered_segments: groups of consecutive shots, encoded; one step per segment."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import dagster as dg
 
@@ -18,14 +19,18 @@ from montage_assets.io import dump_record, read_record
 from montage_assets.media import render
 from montage_assets.media.clip import Clip
 from montage_assets.media.edit_list import EditList, Shot
-from montage_assets.media.encoders import encode_flags, software_encoder
+from montage_assets.media.encoder_router import Need, Wish, encoder_asked, wish_of, with_plan
+from montage_assets.media.encoders import ReadyEncoder, encode_flags, on_cpu
+from montage_assets.media.errors import FfmpegFailed
 from montage_assets.media.ffmpeg import Progress, ffmpeg_version
 from montage_assets.media.fingerprint import clip_key, result_key
+from montage_assets.media.machine_encoders import MachineEncoders, Routing, RunMemory
 from montage_assets.media.proxies import proxy_clip
 from montage_assets.media.render import OutputFormat, RenderShot
 from montage_assets.metadata import table
 from montage_assets.partitions import montage_partitions
 from montage_assets.progress import FrameCounter, planned_line
+from montage_assets.settings import Settings
 from montage_assets.spec import MontageSpec
 
 
@@ -52,6 +57,8 @@ class SegmentTask:
     """Data-root key of the finished segment."""
     shots: list[ShotSource]
     format: OutputFormat
+    encoder: str | None = None
+    """The encoder that the user asked for where the run was planned; None leaves it to the worker."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class SegmentPlan:
 
 @dataclass(frozen=True)
 class SegmentReport:
-    """One finished segment."""
+    """One finished segment. `fallback`: which encoders failed before the one that made it, and why."""
 
     index: int
     key: str
@@ -73,6 +80,7 @@ class SegmentReport:
     size_bytes: int
     seconds: float
     cpu_seconds: float
+    fallback: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ def plan_segments(
     """Group the shots; ask for the segments that are not encoded yet."""
     with plain_failures():
         root = data_root()
-        plan = segment_plan(footage, proxies, clip_selections)
+        plan = segment_plan(footage, proxies, clip_selections, encoder_wish(Settings.from_environment()))
         missing = [task for task in plan.segments if not _is_done(root, task)]
     context.log.info(f"{len(plan.segments) - len(missing)} of {len(plan.segments)} segments are encoded already")
     context.log.info(planned_line(sum(shot.frames for task in missing for shot in task.shots)))
@@ -108,7 +116,14 @@ def encode_segment(context: dg.OpExecutionContext, task: SegmentTask) -> Segment
     """Encode one segment."""
     with plain_failures():
         report = _encode(data_root(), task, context)
-    context.add_output_metadata({"encoder": report.encoder, "frames": report.frames, "bytes": report.size_bytes})
+    context.add_output_metadata(
+        {
+            "encoder": report.encoder,
+            "fallback": report.fallback or "none",
+            "frames": report.frames,
+            "bytes": report.size_bytes,
+        }
+    )
     return report
 
 
@@ -124,6 +139,7 @@ def collect_segments(context: dg.OpExecutionContext, plan: SegmentPlan, encoded:
             "encoded now": len(encoded),
             "size (MB)": round(sum(report.size_bytes for report in reports) / 1e6, 2),
             "encoders": ", ".join(sorted({report.encoder for report in reports})),
+            "segments that fell back to another encoder": sum(1 for report in reports if report.fallback),
             "segment table": _table(reports),
         }
     )
@@ -148,10 +164,33 @@ def output_format(edit: EditList, spec: MontageSpec) -> OutputFormat:
     return OutputFormat(edit.width, edit.height, edit.fps, spec.codec, spec.quality, spec.framing)
 
 
-def segment_plan(footage: Footage, proxies: Proxies, selection: Selection) -> SegmentPlan:
-    """The film's segments. Depends on the edit alone, never on who renders it."""
+def encoder_wish(settings: Settings) -> Wish:
+    """What this process's environment says about video encoders."""
+    return wish_of(settings.gpu_encode, settings.hwaccel, settings.force_cpu, settings.output_codec)
+
+
+def encoders_here(settings: Settings, fmt: OutputFormat, wish: Wish, turn: int = 0, run: str = "") -> Routing:
+    """The encoders of this machine to try for a segment of that format, those that failed in this run left out."""
+    need = Need(fmt.codec, fmt.width, fmt.height, fmt.quality)
+    left_alone = RunMemory(settings.encoder_cache, run).left_alone()
+    return _machine_encoders(settings).routing(need, wish, turn, left_alone)
+
+
+def _machine_encoders(settings: Settings) -> MachineEncoders:
+    return _machine_encoders_of(settings.encoder_cache, settings.driver_variables)
+
+
+@functools.cache
+def _machine_encoders_of(folder: Path | None, variables: tuple[tuple[str, str], ...]) -> MachineEncoders:
+    """One for a process: where the folder cannot be written to, test encodes are remembered at least here."""
+    return MachineEncoders(folder, variables)
+
+
+def segment_plan(footage: Footage, proxies: Proxies, selection: Selection, wish: Wish) -> SegmentPlan:
+    """The film's segments. Depends on the edit and on the encoder asked for, if any; never on who renders it."""
     edit = selection.edit
     fmt = output_format(edit, footage.spec)
+    encoder = encoder_asked(wish, fmt.codec)
     clips = by_name(selection.clips)
     small = {proxy.name: proxy for proxy in proxies.proxies} if footage.spec.quality == "preview" else {}
     sources = []
@@ -165,7 +204,7 @@ def segment_plan(footage: Footage, proxies: Proxies, selection: Selection) -> Se
     tasks = []
     for index, group in enumerate(groups):
         shots = [sources[position] for position in group]
-        tasks.append(SegmentTask(index, len(groups), _segment_key(shots, fmt), shots, fmt))
+        tasks.append(SegmentTask(index, len(groups), _segment_key(shots, fmt, encoder), shots, fmt, encoder))
     return SegmentPlan(tasks)
 
 
@@ -176,21 +215,26 @@ def _source(source: str, made_of: str, clip: Clip, shot: Shot) -> ShotSource:
 
 
 def _render_shot(source: ShotSource, path: str) -> RenderShot:
-    from pathlib import Path
-
     return RenderShot(Path(path), source.clip, source.in_time_s, source.frames)
 
 
-def _segment_key(shots: Sequence[ShotSource], fmt: OutputFormat) -> str:
-    encoder = software_encoder(fmt.codec)
+def _segment_key(shots: Sequence[ShotSource], fmt: OutputFormat, encoder: str | None) -> str:
+    """Names codec and level by what the software encoder is told, and the encoder only if one was asked for.
+
+    So segments are found again whichever machine encodes, and a run that asked for the CPU takes none that
+    hardware made.
+    """
+    software = on_cpu(fmt.codec)
+    asked = {} if encoder is None else {"encoder": encoder}
     key = result_key(
         shots=[[shot.made_of, str(shot.in_time_s), shot.frames] for shot in shots],
         format=[fmt.width, fmt.height, str(fmt.fps), fmt.framing],
-        flags=encode_flags(encoder, fmt.quality, fmt.fps),
+        flags=encode_flags(software, fmt.quality, fmt.fps, (fmt.width, fmt.height)),
         algorithm=render.ALGORITHM,
         ffmpeg=ffmpeg_version(),
+        **asked,
     )
-    return layout.result("segments", key, encoder.container.suffix)
+    return layout.result("segments", key, software.container.suffix)
 
 
 def _report_key(task: SegmentTask) -> str:
@@ -210,8 +254,26 @@ def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -
     def on_progress(progress: Progress) -> None:
         counter(progress.frames)
 
+    settings = Settings.from_environment()
+    wish = with_plan(encoder_wish(settings), task.encoder)
+    routing = encoders_here(settings, task.format, wish, task.index, context.run_id)
+    memory = RunMemory(settings.encoder_cache, context.run_id)
+    if routing.note:
+        memory.tell_once("choice of encoders", routing.note, context.log.warning)
+
+    def on_fallback(failed: ReadyEncoder, failure: FfmpegFailed) -> None:
+        memory.note_failure(failed, failure, context.log.warning)
+
     with root.writing(task.key) as path:
-        done = render.render_segment(shots, task.format, path, name=title, on_progress=on_progress)
+        done = render.render_segment(
+            shots,
+            task.format,
+            path,
+            encoders=routing.encoders,
+            name=title,
+            on_progress=on_progress,
+            on_fallback=on_fallback,
+        )
     report = SegmentReport(
         index=task.index,
         key=task.key,
@@ -221,6 +283,7 @@ def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -
         size_bytes=done.size_bytes,
         seconds=round(counter.seconds, 3),
         cpu_seconds=round(done.cpu_s, 3),
+        fallback=done.fallback,
     )
     # Written after the segment itself: its presence says that the segment is whole.
     root.write_bytes(_report_key(task), dump_record(report))
@@ -234,6 +297,7 @@ def _table(reports: Sequence[SegmentReport]) -> dg.TableMetadataValue:
                 "segment": report.index + 1,
                 "frames": report.frames,
                 "encoder": report.encoder,
+                "fallback": report.fallback,
                 "seconds": report.seconds,
                 "frames per second": round(report.frames / max(report.seconds, 1e-3), 1),
                 "size (MB)": round(report.size_bytes / 1e6, 2),

@@ -1,20 +1,9 @@
-"""The video encoders of the pipeline, as one table, and how what they wrote is told apart.
+"""How the table's encoders are asked to encode, and how what they wrote is told apart.
 
-Belongs here: every encoder's ffmpeg arguments per quality level, the container its segments need, and the
-reading back of an encoded stream (frames, parameters, their hash). Does not belong here: which encoder a
-machine has (detection and routing decide), filter chains for a source (`picture`), or running an encode
-(`render`, `join`). A new encoder is a new row; the code below the table knows no encoder by name.
-
-What every row keeps to, so that segments from different machines join without a re-encode:
-- closed GOP of fixed length (2 s), first frame an IDR picture; 8-bit 4:2:0, BT.709, TV range;
-- headers that depend on the format alone, never on the pictures (x264: `stitchable`);
-- the same bits on every machine: the number of threads is fixed, because x264's output depends on it, and
-  x264 is told not to pick its algorithms by the CPU's instruction sets (`cpu-independent`). Measured with
-  1 and 2 cores allowed: equal output for all three. x265 and SVT-AV1 do not depend on the thread count
-  (measured: 1, 2 and 4), x265 does on the number of frame threads and on having a pool at all.
-
-Lookahead is kept short (20 frames in x264, 15 in x265) and SVT-AV1 at parallelism 2, since at 4K every frame
-held back is 12 MB and more: with four 4K sources open, each of the three stays below 2 GB (see `render`).
+Belongs here: the container of a segment, ffmpeg's arguments for an encoder as a machine can run it, and the
+reading back of an encoded stream (frames, parameters, their hash). Does not belong here: the encoders themselves
+(`encoder_table`), which of them a machine has (`encoder_probe`) and takes (`encoder_router`), filter chains for a
+source (`picture`), or running an encode (`render`, `join`).
 
 Segments are MPEG-TS, except AV1's: the pinned ffmpeg writes AV1 into MPEG-TS but finds no stream in it
 when it reads it back, so AV1 segments are MP4.
@@ -28,15 +17,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, get_args
 
+from montage_assets.media.encoder_table import CODECS, ENCODERS, QUALITIES, Codec, Encoder, Quality
 from montage_assets.media.errors import MediaError
 
-Codec = Literal["h264", "hevc", "av1"]
-Quality = Literal["preview", "standard", "high", "master"]
-
-CODECS: tuple[Codec, ...] = get_args(Codec)
-QUALITIES: tuple[Quality, ...] = get_args(Quality)
+__all__ = (
+    "CODECS", "ENCODERS", "QUALITIES", "Codec", "EncodedStream", "Encoder", "Quality", "ReadyEncoder",
+    "SegmentContainer", "container_of", "encode_flags", "encode_output", "encoder_filters", "encoder_named",
+    "gop_frames", "on_cpu", "read_encoded_stream", "software_encoder",
+)  # fmt: skip
 
 GOP_SECONDS = 2
 
@@ -69,80 +58,48 @@ MP4_TAGS: Mapping[Codec, str] = MappingProxyType({"h264": "avc1", "hevc": "hvc1"
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """One encoder of ffmpeg's and how it is asked for each quality.
+class ReadyEncoder:
+    """An encoder as one machine runs it: on which `device` (ffmpeg's name for it, empty where there is none to
+    name), with how many `b_frames`, at which quality `numbers` (the table's, or what was calibrated there)."""
 
-    `device` is what it runs on ("cpu" here). `device_flags` go before the inputs, `filters` are appended to
-    the end of the filter chain (uploading frames, say), `flags` are always given, `quality` per level.
-    `{gop}` in a flag stands for the GOP's length in frames.
-    """
+    encoder: Encoder
+    device: str = ""
+    b_frames: int = 0
+    numbers: Mapping[Quality, float] | None = None
 
-    name: str
-    codec: Codec
-    device: str
-    quality: Mapping[Quality, tuple[str, ...]]
-    flags: tuple[str, ...]
-    filters: tuple[str, ...] = ("format=yuv420p",)
-    device_flags: tuple[str, ...] = ()
+    @property
+    def name(self) -> str:
+        """ffmpeg's name of the encoder."""
+        return self.encoder.name
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it needs no device: such an encoder gives the same bits everywhere."""
+        return self.encoder.family == "cpu"
 
     @property
     def container(self) -> SegmentContainer:
-        return SEGMENT_CONTAINERS[self.codec]
+        """What its segments are written as."""
+        return container_of(self.encoder)
+
+    @property
+    def device_flags(self) -> list[str]:
+        """ffmpeg's options before the inputs."""
+        return [flag.replace("{device}", self.device) for flag in self.encoder.device_flags]
+
+    def number(self, quality: Quality) -> float:
+        """What `{q}` stands for."""
+        return (self.numbers or self.encoder.numbers)[quality]
 
 
-def _levels(
-    preview: tuple[str, ...], standard: tuple[str, ...], high: tuple[str, ...], master: tuple[str, ...]
-) -> Mapping[Quality, tuple[str, ...]]:
-    return MappingProxyType({"preview": preview, "standard": standard, "high": high, "master": master})
+def on_cpu(codec: Codec) -> ReadyEncoder:
+    """The codec's software encoder, ready everywhere. Raises MediaError for an unknown codec."""
+    return ReadyEncoder(software_encoder(codec))
 
 
-ENCODERS: tuple[Encoder, ...] = (
-    Encoder(
-        name="libx264",
-        codec="h264",
-        device="cpu",
-        quality=_levels(
-            preview=("-preset", "superfast", "-crf", "28"),
-            standard=("-preset", "veryfast", "-crf", "21"),
-            high=("-preset", "medium", "-crf", "18", "-rc-lookahead", "20"),
-            master=("-preset", "slow", "-crf", "14", "-rc-lookahead", "20"),
-        ),
-        flags=(
-            "-profile:v", "high", "-threads", "6",
-            "-g", "{gop}", "-keyint_min", "{gop}", "-sc_threshold", "0", "-flags", "+cgop",
-            "-x264-params", "open-gop=0:stitchable=1:cpu-independent=1",
-        ),
-    ),
-    Encoder(
-        name="libx265",
-        codec="hevc",
-        device="cpu",
-        quality=_levels(
-            preview=("-preset", "ultrafast", "-crf", "31"),
-            standard=("-preset", "veryfast", "-crf", "24"),
-            high=("-preset", "medium", "-crf", "20"),
-            master=("-preset", "slow", "-crf", "16"),
-        ),
-        flags=(
-            "-profile:v", "main", "-g", "{gop}", "-keyint_min", "{gop}",
-            "-x265-params",
-            "open-gop=0:scenecut=0:keyint={gop}:min-keyint={gop}:rc-lookahead=15:pools=4:frame-threads=2:repeat-headers=1"
-            ":log-level=error",
-        ),
-    ),
-    Encoder(
-        name="libsvtav1",
-        codec="av1",
-        device="cpu",
-        quality=_levels(
-            preview=("-preset", "11", "-crf", "45"),
-            standard=("-preset", "9", "-crf", "32"),
-            high=("-preset", "7", "-crf", "26"),
-            master=("-preset", "5", "-crf", "20"),
-        ),
-        flags=("-g", "{gop}", "-svtav1-params", "lp=2:scd=0:irefresh-type=2"),
-    ),
-)  # fmt: skip
+def container_of(encoder: Encoder) -> SegmentContainer:
+    """What the encoder's segments are written as."""
+    return SEGMENT_CONTAINERS[encoder.codec]
 
 
 def encoder_named(name: str) -> Encoder:
@@ -157,7 +114,7 @@ def encoder_named(name: str) -> Encoder:
 def software_encoder(codec: Codec) -> Encoder:
     """The encoder of `codec` that every machine has. Raises MediaError for an unknown codec."""
     for encoder in ENCODERS:
-        if encoder.codec == codec and encoder.device == "cpu":
+        if encoder.codec == codec and encoder.family == "cpu":
             return encoder
     raise MediaError(f"There is no codec {codec!r} here; choose one of {', '.join(CODECS)}")
 
@@ -167,23 +124,67 @@ def gop_frames(fps: Fraction) -> int:
     return max(1, round(GOP_SECONDS * fps))
 
 
-def encode_flags(encoder: Encoder, quality: Quality, fps: Fraction) -> list[str]:
-    """ffmpeg's output options that encode video of `fps` frames a second; no container, no file name.
+def encoder_filters(ready: ReadyEncoder, bit_depth: int = 8) -> list[str]:
+    """The end of the filter chain: the encoder's pixel format, and the way to its device."""
+    return [f"format={ready.encoder.depths[bit_depth].pixel_format}", *ready.encoder.upload]
+
+
+def encode_flags(
+    ready: ReadyEncoder, quality: Quality, fps: Fraction, size: tuple[int, int], bit_depth: int = 8
+) -> list[str]:
+    """ffmpeg's output options that encode video of `size` (width, height) and `fps`; no container, no file name.
 
     Raises MediaError for an unknown quality.
     """
+    encoder = ready.encoder
     if quality not in encoder.quality:
         raise MediaError(f"There is no quality {quality!r}; choose one of {', '.join(QUALITIES)}")
-    gop = str(gop_frames(fps))
-    flags = [*encoder.quality[quality], *encoder.flags]
-    return ["-c:v", encoder.name, *(flag.replace("{gop}", gop) for flag in flags), *COLOUR_FLAGS]
+    number = ready.number(quality)
+    values = {
+        "q": f"{number:g}",
+        "bitrate": str(round(number * size[0] * size[1] * fps)),
+        "gop": str(gop_frames(fps)),
+        "b_frames": str(ready.b_frames),
+        "device": ready.device,
+    }
+    depth = encoder.depths[bit_depth]
+    flags = [_filled(flag, values) for flag in (*encoder.quality[quality], *depth.flags, *encoder.flags)]
+    stream_filters = ["-bsf:v", ",".join(encoder.stream_filters)] if encoder.stream_filters else []
+    return ["-c:v", encoder.name, *flags, *COLOUR_FLAGS, *stream_filters]
+
+
+def encode_output(
+    ready: ReadyEncoder, quality: Quality, fps: Fraction, size: tuple[int, int], frames: int, out_path: Path,
+    bit_depth: int = 8,
+) -> list[str]:  # fmt: skip
+    """All of ffmpeg's output options for one segment: exactly `frames` frames at an even rate, and the file."""
+    container = ready.container
+    return [
+        "-r", str(fps), "-fps_mode", "cfr",
+        "-frames:v", str(frames),
+        *encode_flags(ready, quality, fps, size, bit_depth),
+        "-map_metadata", "-1", "-fflags", "+bitexact",
+        *container.flags,
+        "-f", container.format,
+        str(out_path.absolute()),
+    ]  # fmt: skip
+
+
+def _filled(flag: str, values: Mapping[str, str]) -> str:
+    for name, value in values.items():
+        flag = flag.replace(f"{{{name}}}", value)
+    return flag
 
 
 @dataclass(frozen=True)
 class EncodedStream:
-    """What a finished file's video stream is. `parameters` hashes all that a decoder must be set up with."""
+    """What a finished file's video stream is; `size` is (width, height).
+
+    `parameters` hashes all that a decoder must be set up with.
+    """
 
     codec: str
+    size: tuple[int, int]
     frames: int
     starts_with_keyframe: bool
     parameters: str
@@ -213,6 +214,7 @@ def read_encoded_stream(path: Path, container_kind: SegmentContainer) -> Encoded
             )
             return EncodedStream(
                 codec=_codec_of_decoder(context.name),
+                size=(context.width, context.height),
                 frames=frames,
                 starts_with_keyframe=first_is_key,
                 parameters=hashlib.sha256(described.encode()).hexdigest()[:16],

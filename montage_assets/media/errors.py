@@ -15,10 +15,12 @@ class UnusableClip(MediaError):  # noqa: N818 -- it names the clip's state, and 
 class FfmpegFailed(MediaError):  # noqa: N818
     """An ffmpeg process ended with an error; the message holds its last line, `log` all of them.
 
-    `from_outside` says that not its input was at fault: it was killed, or the disk was full.
+    `from_outside` says that not its input was at fault: it was killed, or the disk was full. `hung` says that it
+    was stopped because nothing more came.
     """
 
-    def __init__(self, message: str, log: str = "", *, from_outside: bool = False) -> None:
+    def __init__(self, message: str, log: str = "", *, from_outside: bool = False, hung: bool = False) -> None:
         super().__init__(message)
         self.log = log
         self.from_outside = from_outside
+        self.hung = hung

@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ MAX_SIDE = 16384
 MAX_PIXELS = MAX_SIDE * MAX_SIDE
 
 _ERROR_LINES_KEPT = 200
-_DISK_FULL = "No space left on device"
+DISK_FULL = "No space left on device"
+"""In ffmpeg's log when the disk is full."""
 
 
 @functools.cache
@@ -98,13 +100,16 @@ def run_ffmpeg(
     what: str,
     on_progress: OnProgress | None = None,
     timeout_s: float | None = None,
+    stall_s: float | None = None,
     level: str = "error",
 ) -> str:
     """Run ffmpeg to its end and return its log (lines at `level` and above).
 
     `what` names the work in an error, e.g. "encoding segment 3". Progress arrives about once a second.
-    Raises FfmpegFailed when ffmpeg returns an error or `timeout_s` passes.
+    Raises FfmpegFailed when ffmpeg returns an error, `timeout_s` passes, or no frame comes for `stall_s`.
     """
+    if stall_s is not None and on_progress is None:
+        on_progress = _ignore
     command = [ffmpeg_program(), "-hide_banner", "-nostdin", "-loglevel", level, "-y"]
     if on_progress is not None:
         command += ["-progress", "pipe:1", "-stats_period", "1"]
@@ -114,8 +119,9 @@ def run_ffmpeg(
         assert process.stderr is not None
         log = _LogTail(process.stderr)
         timer = _kill_after(process, timeout_s)
+        stall = None if stall_s is None else _StallWatch(process, stall_s)
         try:
-            _follow_progress(process.stdout, on_progress)
+            _follow_progress(process.stdout, stall.seen_by(on_progress) if stall and on_progress else on_progress)
             code = process.wait()
         except BaseException:
             process.kill()
@@ -124,7 +130,11 @@ def run_ffmpeg(
             timed_out = timer is not None and not timer.is_alive() and process.poll() not in (0, None)
             if timer is not None:
                 timer.cancel()
+            if stall is not None:
+                stall.end()
         text = log.text()
+    if stall is not None and stall.struck:
+        raise FfmpegFailed(f"{what} gave no frame for {stall_s:g} s and was stopped", text, hung=True)
     if code != 0:
         raise _failure(what, code, text, timeout_s if timed_out else None)
     return text
@@ -177,6 +187,39 @@ class _LogTail:
         return "\n".join(self._lines)
 
 
+class _StallWatch:
+    """Kills a program when its count of frames stands still for `limit_s`: a driver may hang for ever."""
+
+    def __init__(self, process: subprocess.Popen[bytes], limit_s: float) -> None:
+        self.struck = False
+        self._process, self._limit_s = process, limit_s
+        self._frames, self._since = 0, time.monotonic()
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def seen_by(self, on_progress: OnProgress) -> OnProgress:
+        def look(progress: Progress) -> None:
+            if progress.frames != self._frames:
+                self._frames, self._since = progress.frames, time.monotonic()
+            on_progress(progress)
+
+        return look
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, self._limit_s / 4)):
+            if time.monotonic() - self._since > self._limit_s:
+                self.struck = True
+                self._process.kill()
+                return
+
+
+def _ignore(progress: Progress) -> None:
+    """Progress that is only watched for standing still."""
+
+
 def _kill_after(process: subprocess.Popen[bytes], timeout_s: float | None) -> threading.Timer | None:
     if timeout_s is None:
         return None
@@ -211,7 +254,7 @@ def _number(text: str) -> float:
 def _failure(what: str, code: int, log: str, timeout_s: float | None) -> FfmpegFailed:
     if timeout_s is not None:
         return FfmpegFailed(f"{what} took longer than {timeout_s:g} s and was stopped", log)
-    if _DISK_FULL in log:
+    if DISK_FULL in log:
         full = f"{what} failed: the disk is full; free some space and run again: finished work is kept"
         return FfmpegFailed(full, log, from_outside=True)
     if code < 0:

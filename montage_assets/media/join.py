@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING
 from montage_assets.media.encoders import (
     INLINE_HEADER_FILTERS,
     SEGMENT_CONTAINERS,
-    Encoder,
-    encode_flags,
-    encoder_named,
+    ReadyEncoder,
+    encode_output,
+    encoder_filters,
+    on_cpu,
     read_encoded_stream,
-    software_encoder,
 )
 from montage_assets.media.errors import FfmpegFailed, MediaError
 from montage_assets.media.ffmpeg import input_args, run_ffmpeg
-from montage_assets.media.render import OutputFormat, RenderedSegment
+from montage_assets.media.render import HARDWARE_STALL_S, OutputFormat, RenderedSegment
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -53,19 +53,25 @@ class JoinedFilm:
     reencoded: list[int]
 
 
-def join_segments(segments: Sequence[RenderedSegment], fmt: OutputFormat, out_path: Path) -> JoinedFilm:
+def join_segments(
+    segments: Sequence[RenderedSegment],
+    fmt: OutputFormat,
+    out_path: Path,
+    encoders: Callable[[], Sequence[ReadyEncoder]] = tuple,
+) -> JoinedFilm:
     """Write `segments`, in the given order, as one MP4 without sound to `out_path`.
 
-    The largest group of like segments is copied, the others are encoded again with its encoder, or, where
-    that one does not run here, all foreign ones with the codec's software encoder. The file appears whole or
-    not at all. Raises FfmpegFailed when a re-encode fails or the film does not have exactly the segments'
-    frames; MediaError when there are no segments or one cannot be read.
+    The largest group of like segments is copied, the others are encoded again with its encoder; where that one does
+    not run here, like the segments of the codec's software encoder. `encoders` tells which hardware encoders run
+    here, and is asked only when segments differ. The file appears whole or not at all. Raises FfmpegFailed when a
+    re-encode fails or the film does not have exactly the segments' frames; MediaError when there are no segments or
+    one cannot be read.
     """
     if not segments:
         raise MediaError(f"{out_path.name} has no segments; there is nothing to join")
     unfinished = out_path.with_name(f".{out_path.name}.{os.getpid()}.part")
     with tempfile.TemporaryDirectory(prefix=".join-", dir=out_path.parent) as folder:
-        alike, reencoded = _made_alike(segments, fmt, Path(folder))
+        alike, reencoded = _made_alike([_as_written(s, fmt) for s in segments], fmt, Path(folder), encoders)
         try:
             _write_one_after_another(alike, fmt, unfinished)
             _refuse_wrong_film(unfinished, sum(segment.frames for segment in alike), fmt.fps)
@@ -83,23 +89,45 @@ def majority_parameters(segments: Sequence[RenderedSegment]) -> str:
     return max(frames, key=lambda parameters: frames[parameters])
 
 
+def _as_written(segment: RenderedSegment, fmt: OutputFormat) -> RenderedSegment:
+    """The segment with the parameters of the file itself: the report may tell of an earlier, other encode."""
+    try:
+        written = read_encoded_stream(segment.path, SEGMENT_CONTAINERS[fmt.codec])
+    except MediaError as error:
+        raise MediaError(f"Segment {segment.path.name} cannot be read; delete it and run again") from error
+    return replace(segment, codec_hash=written.parameters)
+
+
 def _made_alike(
-    segments: Sequence[RenderedSegment], fmt: OutputFormat, folder: Path
+    segments: Sequence[RenderedSegment],
+    fmt: OutputFormat,
+    folder: Path,
+    encoders: Callable[[], Sequence[ReadyEncoder]],
 ) -> tuple[list[RenderedSegment], list[int]]:
     wanted = majority_parameters(segments)
-    foreign = [place for place, segment in enumerate(segments) if segment.codec_hash != wanted]
-    if not foreign:
+    if all(segment.codec_hash == wanted for segment in segments):
         return list(segments), []
+    software = on_cpu(fmt.codec)
     majority_encoder = next(s.encoder for s in segments if s.codec_hash == wanted)
-    try:
-        alike = _reencoded(segments, foreign, encoder_named(majority_encoder), fmt, folder)
+    # Devices of one encoder may write different headers: each is tried.
+    models = [ready for ready in encoders() if ready.name == majority_encoder and not ready.on_cpu]
+    targets = [(ready, wanted) for ready in models]
+    if majority_encoder == software.name:
+        targets.append((software, wanted))
+    else:
+        targets += [(software, s.codec_hash) for s in segments if s.encoder == software.name][:1]
+    for ready, parameters in targets:
+        foreign = [place for place, segment in enumerate(segments) if segment.codec_hash != parameters]
+        try:
+            alike = _reencoded(segments, foreign, ready, fmt, folder)
+        except FfmpegFailed:
+            if ready is software:
+                raise
+            continue
         if len({segment.codec_hash for segment in alike}) == 1:
             return alike, foreign
-    except FfmpegFailed:
-        if majority_encoder == software_encoder(fmt.codec).name:
-            raise
     everything = list(range(len(segments)))
-    alike = _reencoded(segments, everything, software_encoder(fmt.codec), fmt, folder)
+    alike = _reencoded(segments, everything, software, fmt, folder)
     if len({segment.codec_hash for segment in alike}) > 1:
         raise FfmpegFailed("The segments do not fit together even when encoded again; delete them and run again")
     return alike, everything
@@ -108,35 +136,34 @@ def _made_alike(
 def _reencoded(
     segments: Sequence[RenderedSegment],
     places: Sequence[int],
-    encoder: Encoder,
+    ready: ReadyEncoder,
     fmt: OutputFormat,
     folder: Path,
 ) -> list[RenderedSegment]:
     alike = list(segments)
+    stall_s = None if ready.on_cpu else HARDWARE_STALL_S
     for place in places:
         segment = segments[place]
-        path = folder / f"{place}-{encoder.name}{encoder.container.suffix}"
+        path = folder / f"{place}-{ready.name}{ready.container.suffix}"
         even = f"settb={1 / fmt.fps},setpts=N"
         run_ffmpeg(
             [
-                *encoder.device_flags,
+                *ready.device_flags,
                 *input_args(segment.path, "-f", SEGMENT_CONTAINERS[fmt.codec].format),
                 "-map", "0:v:0",
-                "-vf", ",".join([even, *encoder.filters]),
-                "-r", str(fmt.fps), "-fps_mode", "cfr", "-frames:v", str(segment.frames),
-                *encode_flags(encoder, fmt.quality, fmt.fps),
-                "-map_metadata", "-1", "-fflags", "+bitexact",
-                *encoder.container.flags, "-f", encoder.container.format, str(path.absolute()),
+                "-vf", ",".join([even, *encoder_filters(ready)]),
+                *encode_output(ready, fmt.quality, fmt.fps, (fmt.width, fmt.height), segment.frames, path),
             ],
             what=f"Encoding {segment.path.name} like its neighbours",
+            stall_s=stall_s,
         )  # fmt: skip
-        written = read_encoded_stream(path, encoder.container)
+        written = read_encoded_stream(path, ready.container)
         if written.frames != segment.frames:
             raise FfmpegFailed(
                 f"{segment.path.name} holds {written.frames} frames instead of {segment.frames}; "
                 "delete it and run again"
             )
-        alike[place] = replace(segment, path=path, encoder=encoder.name, codec_hash=written.parameters)
+        alike[place] = replace(segment, path=path, encoder=ready.name, codec_hash=written.parameters)
     return alike
 
 

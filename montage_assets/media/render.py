@@ -36,14 +36,15 @@ from montage_assets.media.containers import open_media, picture_stream
 from montage_assets.media.encoders import (
     Codec,
     EncodedStream,
-    Encoder,
     Quality,
-    encode_flags,
+    ReadyEncoder,
+    encode_output,
+    encoder_filters,
+    on_cpu,
     read_encoded_stream,
-    software_encoder,
 )
 from montage_assets.media.errors import FfmpegFailed, MediaError
-from montage_assets.media.ffmpeg import Progress, input_args, run_ffmpeg
+from montage_assets.media.ffmpeg import DISK_FULL, Progress, input_args, run_ffmpeg
 from montage_assets.media.picture import Framing, picture_chain
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ NEAR_START_S = Fraction(1, 5)
 
 ALGORITHM = 1
 """Part of every segment's key; raised whenever a change here or in `picture` changes a pixel."""
+
+HARDWARE_STALL_S = 120.0
+"""Without one more frame for so long, an encode on a device is taken to hang. Seeking in 4K takes a few seconds."""
 
 # A clip may end a frame before its nominal length; its last frame then stands that much longer.
 FRAMES_HELD_AT_CLIP_END = 2
@@ -103,6 +107,7 @@ class RenderedSegment:
     """A finished segment. `codec_hash` is equal for segments that join without a re-encode.
 
     `cpu_s` is what this process's children used meanwhile: the segment's own, unless others ran alongside.
+    `fallback` says which encoders failed before, and why; empty when the first one did it.
     """
 
     path: Path
@@ -111,6 +116,7 @@ class RenderedSegment:
     codec_hash: str
     size_bytes: int
     cpu_s: float
+    fallback: str = ""
 
 
 def plan_segments(shots: Sequence[RenderShot], fps: Fraction, *, target_s: float = SEGMENT_SECONDS) -> list[range]:
@@ -157,27 +163,37 @@ def render_segment(
     fmt: OutputFormat,
     out_path: Path,
     *,
-    encoder: Encoder | None = None,
+    encoders: Sequence[ReadyEncoder] = (),
     name: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_fallback: Callable[[ReadyEncoder, FfmpegFailed], None] | None = None,
 ) -> RenderedSegment:
-    """Encode `shots`, one after another, into `out_path`, whose suffix should be `encoder.container.suffix`.
+    """Encode `shots`, one after another, into `out_path`, whose suffix should be that of the codec's container.
 
-    `encoder` is the codec's software encoder unless given; `name` names the segment in errors.
-    The file appears whole or not at all. Raises FfmpegFailed when ffmpeg fails, or when the segment does
-    not have exactly the shots' frames or does not start with a keyframe; MediaError for settings that
-    cannot be.
+    `encoders` are tried in their order, each from the first frame on, until one gives exactly the shots' frames;
+    none stands for the codec's software encoder. `on_fallback` is told of each that failed before another was tried.
+    `name` names the segment in errors. The file appears whole or not at all. Raises FfmpegFailed when the last one
+    fails, or its segment does not have exactly the shots' frames or does not start with a keyframe; MediaError for
+    settings that cannot be.
     """
     if not shots:
         raise MediaError(f"Segment {out_path.name} has no shots; there is nothing to render")
-    encoder = encoder or software_encoder(fmt.codec)
+    candidates = tuple(encoders) or (on_cpu(fmt.codec),)
     what = f"Rendering {name or out_path.stem} ({_clip_names(shots)})"
     unfinished = out_path.with_name(f".{out_path.name}.{os.getpid()}.part")
     cpu_before = _children_cpu_s()
+    failures: list[str] = []
     try:
-        run_ffmpeg(segment_args(shots, fmt, encoder, unfinished), what=what, on_progress=on_progress)
-        written = read_encoded_stream(unfinished, encoder.container)
-        _refuse_wrong_frames(written, sum(shot.frames for shot in shots), what)
+        for ready in candidates:
+            try:
+                written = _encode_checked(shots, fmt, ready, unfinished, what, on_progress)
+                break
+            except FfmpegFailed as failure:
+                if ready is candidates[-1] or DISK_FULL in failure.log:
+                    raise
+                failures.append(f"{ready.name}: {failure}")
+                if on_fallback is not None:
+                    on_fallback(ready, failure)
         size = unfinished.stat().st_size
         unfinished.replace(out_path)
     finally:
@@ -185,14 +201,33 @@ def render_segment(
     return RenderedSegment(
         path=out_path,
         frames=written.frames,
-        encoder=encoder.name,
+        encoder=ready.name,
         codec_hash=written.parameters,
         size_bytes=size,
         cpu_s=_children_cpu_s() - cpu_before,
+        fallback="; ".join(failures),
     )
 
 
-def segment_args(shots: Sequence[RenderShot], fmt: OutputFormat, encoder: Encoder, out_path: Path) -> list[str]:
+def _encode_checked(
+    shots: Sequence[RenderShot],
+    fmt: OutputFormat,
+    ready: ReadyEncoder,
+    out_path: Path,
+    what: str,
+    on_progress: Callable[[Progress], None] | None,
+) -> EncodedStream:
+    stall_s = None if ready.on_cpu else HARDWARE_STALL_S
+    run_ffmpeg(segment_args(shots, fmt, ready, out_path), what=what, on_progress=on_progress, stall_s=stall_s)
+    try:
+        written = read_encoded_stream(out_path, ready.container)
+    except MediaError as error:
+        raise FfmpegFailed(f"{what} gave a file without readable video; use another encoder") from error
+    _refuse_wrong_stream(written, sum(shot.frames for shot in shots), fmt, what)
+    return written
+
+
+def segment_args(shots: Sequence[RenderShot], fmt: OutputFormat, ready: ReadyEncoder, out_path: Path) -> list[str]:
     """ffmpeg's arguments that render `shots` into `out_path`. Looks into sources that have no index."""
     inputs: list[str] = []
     chains: list[str] = []
@@ -206,21 +241,17 @@ def segment_args(shots: Sequence[RenderShot], fmt: OutputFormat, encoder: Encode
         chains.append(f"[{index}:V:0]{_shot_chain(shot, fmt, start, str(index))}[s{index}]")
     pads = "".join(f"[s{index}]" for index in range(len(shots)))
     one_film = f"concat=n={len(shots)}:v=1:a=0,settb={1 / fmt.fps},setpts=N"
-    graph = ";".join([*chains, ",".join([f"{pads}{one_film}", *encoder.filters]) + "[film]"])
+    graph = ";".join([*chains, ",".join([f"{pads}{one_film}", *encoder_filters(ready)]) + "[film]"])
     return [
-        *encoder.device_flags,
+        *ready.device_flags,
         "-copyts",
         "-filter_complex_threads", str(FILTER_THREADS),
         *inputs,
         "-filter_complex", graph,
         "-map", "[film]",
-        "-r", str(fmt.fps), "-fps_mode", "cfr",
-        "-frames:v", str(sum(shot.frames for shot in shots)),
-        *encode_flags(encoder, fmt.quality, fmt.fps),
-        "-map_metadata", "-1", "-fflags", "+bitexact",
-        *encoder.container.flags,
-        "-f", encoder.container.format,
-        str(out_path.absolute()),
+        *encode_output(
+            ready, fmt.quality, fmt.fps, (fmt.width, fmt.height), sum(shot.frames for shot in shots), out_path
+        ),
     ]  # fmt: skip
 
 
@@ -296,7 +327,7 @@ def _last_keyframe(packets: Iterable[Packet[VideoStream]], wanted: Fraction) -> 
     return found
 
 
-def _refuse_wrong_frames(written: EncodedStream, planned: int, what: str) -> None:
+def _refuse_wrong_stream(written: EncodedStream, planned: int, fmt: OutputFormat, what: str) -> None:
     if written.frames != planned:
         raise FfmpegFailed(
             f"{what} gave {written.frames} frames instead of {planned}; a clip may be damaged or have "
@@ -304,6 +335,9 @@ def _refuse_wrong_frames(written: EncodedStream, planned: int, what: str) -> Non
         )
     if not written.starts_with_keyframe:
         raise FfmpegFailed(f"{what} gave a segment that does not start with a keyframe; use another encoder")
+    if written.size != (fmt.width, fmt.height):
+        size = "x".join(str(side) for side in written.size)
+        raise FfmpegFailed(f"{what} gave pictures of {size} instead of {fmt.width}x{fmt.height}; use another encoder")
 
 
 def _clip_names(shots: Sequence[RenderShot]) -> str:

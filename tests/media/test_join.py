@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import pytest
 
-from montage_assets.media.encoders import software_encoder
+from montage_assets.media.encoders import ReadyEncoder, on_cpu
 from montage_assets.media.errors import FfmpegFailed, MediaError
 from montage_assets.media.join import join_segments, majority_parameters
 from montage_assets.media.render import OutputFormat, RenderedSegment, RenderShot, render_segment
@@ -34,15 +34,15 @@ def segments_of(
     flags: dict[int, tuple[str, ...]] | None = None,
 ) -> list[RenderedSegment]:
     """Consecutive pieces of the clip; `flags` are further encoder flags of single segments."""
-    encoder = software_encoder(fmt.codec)
+    encoder = on_cpu(fmt.codec).encoder
     done = 0
     segments = []
     for index, length in enumerate(lengths):
         piece = replace(shot, in_time_s=done / shot.clip.fps, frames=length)
-        other = replace(encoder, flags=(*encoder.flags, *(flags or {}).get(index, ())))
+        other = ReadyEncoder(replace(encoder, flags=(*encoder.flags, *(flags or {}).get(index, ()))))
         # Names that sort otherwise than the segments follow each other.
-        out = folder / f"segment {index}{encoder.container.suffix}"
-        segments.append(render_segment([piece], fmt, out, encoder=other))
+        out = folder / f"segment {index}{other.container.suffix}"
+        segments.append(render_segment([piece], fmt, out, encoders=[other]))
         done += length
     return segments
 
