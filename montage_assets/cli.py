@@ -260,6 +260,45 @@ def worker(queue: str | None, until_idle: float | None, alive: bool) -> int:
     return serve(settings, queue, until_idle)
 
 
+@commands.group()
+def cloud() -> None:
+    """The cloud GPU behind cgpu: what is sent there, and whether it works."""
+
+
+@cloud.command()
+@click.option("--ask", is_flag=True, help="Ask the service for the account's GPUs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(ask: bool, as_json: bool) -> None:
+    """Print consent, login, what would be sent, what was, and what failed."""
+    from montage_assets.cloud.status import status_document, status_lines
+    from montage_assets.settings import Settings
+
+    settings = Settings.from_environment()
+    document = status_document(settings, settings.data_root(), ask=ask)
+    click.echo(json.dumps(document, indent=1) if as_json else "\n".join(status_lines(document)))
+
+
+@cloud.command()
+@click.argument("song", type=click.Path(path_type=Path))
+@click.argument("video", type=click.Path(path_type=Path))
+def prove(song: Path, video: Path) -> int:
+    """Do every kind of work once in the cloud and once here, on SONG and VIDEO, and compare."""
+    from montage_assets.cloud.proof import prove as proved
+    from montage_assets.settings import Settings
+
+    for path in (song, video):
+        _require(path.is_file(), f"there is no file {path}; check its spelling")
+    settings = Settings.from_environment()
+    _require(
+        settings.cgpu_enabled, "CGPU_GPU_ENABLED is not true, so nothing is sent; set it to true to prove the cloud"
+    )
+    all_worked = True
+    for each in proved(settings, settings.data_root(), song, video):
+        click.echo(f"{'ok  ' if each.worked else 'FAIL'} {each.what}, {each.seconds:.1f} s: {each.told}")
+        all_worked = all_worked and each.worked
+    return DONE if all_worked else FAILED
+
+
 @commands.command()
 def schema() -> None:
     """Print the JSON schema of montage.yaml."""

@@ -8,11 +8,13 @@ from typing import Any
 import dagster as dg
 
 from montage_assets import layout
-from montage_assets.assets import shard_steps
+from montage_assets.assets import cloud_scenes, shard_steps
 from montage_assets.assets.common import GROUP, OWNERS, RETRIES, data_root, mapping_key, task_tags
 from montage_assets.assets.footage import Footage
 from montage_assets.assets.proxies import Proxies, report_table
 from montage_assets.assets.shard_steps import ShardPlan, ShardReport, ShardTask
+from montage_assets.cloud.offload import Offload
+from montage_assets.cloud.scene_detector import RemoteScenes
 from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
 from montage_assets.io import dump_record, read_record
@@ -87,7 +89,8 @@ def merge_scenes(
 ) -> Scenes:
     """Put the scores of every clip together and run the detector once over them."""
     with plain_failures(), still_working(context.log.info, "deciding the scenes"):
-        result = _merge(context, footage, proxies, plan, reports)
+        offload = Offload(Settings.from_environment(), data_root(), context.run_id, context.log)
+        result, where = _merge(context, footage, proxies, plan, reports, offload)
         shard_steps.keep_speeds(data_root(), context.run_id, [*proxies.reports, *reports])
     context.add_output_metadata(
         {
@@ -97,6 +100,7 @@ def merge_scenes(
             "left out": len(result.left_out),
             "shards": report_table(reports),
             "scene table": _scene_table(result.scenes),
+            **offload.metadata(where),
         }
     )
     return result
@@ -121,16 +125,19 @@ def _merge(
     proxies: Proxies,
     plan: ShardPlan,
     reports: Sequence[ShardReport],
-) -> Scenes:
+    offload: Offload,
+) -> tuple[Scenes, str]:
+    """The scenes, and where they were decided."""
     root = data_root()
     left_out = {entry.clip: entry for entry in [*proxies.left_out, *shard_steps.failures_in(reports)]}
     clips: list[Clip] = []
     found: list[SceneList] = []
-    for clip in footage.clips:
-        if clip.name in left_out:
-            continue
+    usable = [clip for clip in footage.clips if clip.name not in left_out]
+    in_cloud = cloud_scenes.find(offload, root, footage, proxies, _undecided(root, footage, usable, offload))
+    for clip in usable:
         try:
-            scenes = _scenes_of(root, footage, clip, plan.ranges.get(clip.name, []), context.log)
+            ranges, remote = plan.ranges.get(clip.name, []), in_cloud.scenes.get(clip.name)
+            scenes = _scenes_of(root, footage, clip, ranges, context.log, remote, offload)
         except UnusableClip as error:
             context.log.warning(f"{clip.name} is left out: it {error}")
             left_out[clip.name] = LeftOut(clip.name, str(error))
@@ -139,31 +146,61 @@ def _merge(
             found.append(scenes)
     if not found:
         raise MediaError(f"no clip of {footage.montage} can be decoded: " + _reasons(left_out.values()))
-    return Scenes(clips, found, sorted(left_out.values(), key=lambda entry: entry.clip), list(reports))
+    all_left_out = sorted(left_out.values(), key=lambda entry: entry.clip)
+    return Scenes(clips, found, all_left_out, list(reports)), in_cloud.told
 
 
-def _scenes_of(root: DataRoot, footage: Footage, clip: Clip, parts: Sequence[ClipRange], log: Any) -> SceneList:
-    """The stored scenes of the clip's content, else new ones of its scores. Raises UnusableClip.
+def _undecided(root: DataRoot, footage: Footage, clips: Sequence[Clip], offload: Offload) -> list[Clip]:
+    return [clip for clip in clips if _stored_scenes(root, footage, clip, offload) is None]
+
+
+def _scenes_of(
+    root: DataRoot,
+    footage: Footage,
+    clip: Clip,
+    parts: Sequence[ClipRange],
+    log: Any,
+    remote: RemoteScenes | None,
+    offload: Offload,
+) -> SceneList:
+    """The stored scenes of the clip's content, else the cloud's or new ones of its scores. Raises UnusableClip.
 
     Stored because the detector is the one part of a run without new footage that loads OpenCV and PySceneDetect.
     """
-    detector, threshold = footage.spec.detector, footage.spec.threshold
-    scores_key = shard_steps.scores_key(clip)
-    key = result_key(
-        scores=scores_key,
-        detector=detector,
-        threshold=threshold,
-        algorithm=ALGORITHM,
-        pyscenedetect=version("scenedetect-headless"),
-    )
-    stored = layout.result("scenes", key, ".json")
-    if root.exists(stored) and root.exists(scores_key):
+    stored = _stored_scenes(root, footage, clip, offload)
+    if stored is not None:
         return replace(read_record(root, stored, SceneList), clip=clip.name)
     scores = shard_steps.merged_scores(root, footage.folder, clip, parts, log)
     shard_steps.refuse_mostly_lost(clip, scores)
-    scenes = detect_scenes(clip, scores, detector, threshold)
-    root.write_bytes(stored, dump_record(scenes))
+    scenes = cloud_scenes.fitting(remote, scores, clip, log)
+    place = "here" if scenes is None else "cloud"
+    if scenes is None:
+        scenes = detect_scenes(clip, scores, footage.spec.detector, footage.spec.threshold)
+    root.write_bytes(_scenes_key(footage, clip, place), dump_record(scenes))
     return scenes
+
+
+def _stored_scenes(root: DataRoot, footage: Footage, clip: Clip, offload: Offload) -> str | None:
+    """The key of scenes that an earlier run decided; the cloud's count only where the cloud is welcome."""
+    if not root.exists(shard_steps.scores_key(clip)):
+        return None
+    places = ("here", "cloud") if offload.accepts("scenes") else ("here",)
+    keys = (_scenes_key(footage, clip, place) for place in places)
+    return next((key for key in keys if root.exists(key)), None)
+
+
+def _scenes_key(footage: Footage, clip: Clip, place: str) -> str:
+    # The cloud sees a compressed copy: a cut of its may fall a frame beside.
+    elsewhere = {} if place == "here" else {"place": place}
+    key = result_key(
+        scores=shard_steps.scores_key(clip),
+        detector=footage.spec.detector,
+        threshold=footage.spec.threshold,
+        algorithm=ALGORITHM,
+        pyscenedetect=version("scenedetect-headless"),
+        **elsewhere,
+    )
+    return layout.result("scenes", key, ".json")
 
 
 def _as_decoded(clip: Clip, scenes: SceneList) -> Clip:
