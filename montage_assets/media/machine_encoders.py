@@ -13,13 +13,13 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from montage_assets.media.calibration import MeasuredStore, Measurement, TestFilm, measure
 from montage_assets.media.encoder_devices import Host, devices_of, driver_identity, families_in_order, seems_present
-from montage_assets.media.encoder_probe import TEST_SIZE, ProbeStore, probe
+from montage_assets.media.encoder_probe import TEST_SIZE, ProbeResult, ProbeStore, probe
 from montage_assets.media.encoder_router import Candidate, Choice, LeftOut, Need, Wish, choose, worth_trying
 from montage_assets.media.encoder_table import ENCODERS, FAMILIES, HARDWARE_FAMILIES, Encoder, Quality
 from montage_assets.media.encoders import ReadyEncoder, software_encoder
@@ -32,13 +32,14 @@ _RUNS_KEPT_S = 7 * 86400.0
 
 @dataclass(frozen=True)
 class EncoderState:
-    """One encoder on one device (or none), as the table of a machine shows it."""
+    """One encoder on one device (or none), as a machine's table shows it; `bit_depths` are those it was tested with."""
 
     encoder: Encoder
     device: str
     works: bool
     reason: str
-    measured: Measurement | None
+    bit_depths: tuple[int, ...]
+    measured: Measurement | None = None
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,17 @@ class MachineEncoders:
         families = families_in_order(self.host)
         return choose(need, wish, tried, left_out, families, software.fps if software else None)
 
-    def states(self, bit_depth: int = 8) -> list[EncoderState]:
-        """Every encoder of the table, tested on every device it may have here, without measuring any."""
-        return [state for encoder in ENCODERS for state in self._states_of(encoder, bit_depth)]
+    def states(self, quality: Quality, fresh: bool = False) -> Iterator[EncoderState]:
+        """Every encoder of the table on every device it may have here, tested; measurements of before only.
+
+        What failed before is tested again, `fresh` tests everything again.
+        """
+        for encoder in ENCODERS:
+            devices = devices_of(encoder.family, self.host)
+            if not devices:
+                yield EncoderState(encoder, "", False, no_device(encoder), ())
+            for device in devices:
+                yield self._state(encoder, device, quality, fresh)
 
     def measure(self, state: EncoderState, quality: Quality, film: TestFilm) -> Measurement:
         """Measure a working encoder at its present number and keep the result. Raises FfmpegFailed."""
@@ -111,14 +120,20 @@ class MachineEncoders:
         ready = self.ready(candidate.encoder, candidate.device)
         return ReadyEncoder(ready.encoder, ready.device, candidate.b_frames, ready.numbers)
 
-    def _states_of(self, encoder: Encoder, bit_depth: int) -> list[EncoderState]:
-        devices = devices_of(encoder.family, self.host)
-        states = []
-        for device in devices:
-            found = probe(encoder, device, bit_depth=bit_depth, store=self.probes)
-            measured = self.measured.get(encoder.name, device, "standard") if found.works else None
-            states.append(EncoderState(encoder, device, found.works, found.reason, measured))
-        return states or [EncoderState(encoder, "", False, no_device(encoder), None)]
+    def _state(self, encoder: Encoder, device: str, quality: Quality, fresh: bool) -> EncoderState:
+        found = {depth: self._tested_again(encoder, device, depth, fresh) for depth in encoder.depths}
+        depths = tuple(depth for depth, result in found.items() if result.works)
+        works = found[8].works
+        measured = self.measured.get(encoder.name, device, quality) if works and not fresh else None
+        return EncoderState(encoder, device, works, found[8].reason, depths, measured)
+
+    def _tested_again(self, encoder: Encoder, device: str, bit_depth: int, fresh: bool) -> ProbeResult:
+        known = self.probes.get(encoder, device, TEST_SIZE, bit_depth)
+        if known is not None and known.works and not fresh:
+            return known
+        result = probe(encoder, device, bit_depth=bit_depth)
+        self.probes.put(encoder, result)
+        return result
 
     def _tested(self, encoder: Encoder, device: str, need: Need) -> Candidate:
         """Sizes below the test's may fail on sound hardware, and so prove nothing alone: they are tested as well."""
