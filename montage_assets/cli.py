@@ -300,6 +300,23 @@ def prove(song: Path, video: Path) -> int:
 
 
 @commands.command()
+@click.option(
+    "--quality", default="standard", show_default=True, help="Measure this level: preview, standard, high, master."
+)
+@click.option("--fresh", is_flag=True, help="Test and measure everything again.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def encoders(quality: str, fresh: bool, as_json: bool) -> None:
+    """Test this machine's video encoders; print which work, why others do not, their speed and quality."""
+    from montage_assets.encoder_report import document, encoder_report, lines
+    from montage_assets.media.encoder_table import QUALITIES
+    from montage_assets.settings import Settings
+
+    _require(quality in QUALITIES, f"there is no quality {quality!r}; choose one of {', '.join(QUALITIES)}")
+    report = encoder_report(Settings.from_environment(), quality, fresh)  # type: ignore[arg-type]
+    click.echo(json.dumps(document(report), indent=1) if as_json else "\n".join(lines(report)))
+
+
+@commands.command()
 def schema() -> None:
     """Print the JSON schema of montage.yaml."""
     from montage_assets.spec import spec_schema
