@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from montage_assets.media.encoder_table import ENCODERS
 from montage_assets.media.errors import MediaError
 
 SPEC_FILE = "montage.yaml"
@@ -79,7 +80,9 @@ class MontageSpec(BaseModel):
     quality: Literal["preview", "standard", "high", "master"] = Field(
         "standard", description="Picture quality of the film."
     )
-    codec: Literal["h264", "hevc", "av1"] = Field("h264", description="Video codec of the film.")
+    codec: Literal["h264", "hevc", "av1"] = Field(
+        "h264", description="Video codec of the film. Default: that of OUTPUT_CODEC in the environment, else h264."
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         0, description="Another seed gives another edit of the same material."
     )
@@ -157,6 +160,14 @@ def make_spec(data: Mapping[str, Any], where: str) -> MontageSpec:
 def with_overrides(spec: MontageSpec, overrides: Mapping[str, Any], where: str) -> MontageSpec:
     """The spec with some values replaced. Raises MediaError as `make_spec`."""
     return make_spec({**spec.model_dump(exclude_unset=True), **overrides}, where) if overrides else spec
+
+
+def with_default_codec(spec: MontageSpec, output_codec: str | None) -> MontageSpec:
+    """The spec with OUTPUT_CODEC's codec (it names a codec or an encoder), unless montage.yaml or --set name one."""
+    if output_codec is None or "codec" in spec.model_fields_set:
+        return spec
+    named = [encoder.codec for encoder in ENCODERS if output_codec in (encoder.name, encoder.codec)]
+    return spec.model_copy(update={"codec": named[0]})
 
 
 def parse_override(text: str) -> tuple[str, Any]:

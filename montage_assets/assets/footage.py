@@ -24,7 +24,8 @@ from montage_assets.media.pictures import contact_sheet
 from montage_assets.metadata import picture, table
 from montage_assets.partitions import folder_of, montage_partitions, montages_in, no_such_montage
 from montage_assets.progress import still_working
-from montage_assets.spec import SPEC_FILE, MontageSpec, parse_spec, with_overrides
+from montage_assets.settings import Settings
+from montage_assets.spec import SPEC_FILE, MontageSpec, parse_spec, with_default_codec, with_overrides
 
 ALGORITHM = 1
 """Part of every ingest result's key."""
@@ -229,7 +230,7 @@ def _spec(root: DataRoot, folder: str, files: Sequence[StoredFile], config: Foot
     if any(file.name == SPEC_FILE for file in files):
         where = clip_source(folder, SPEC_FILE)
         spec = parse_spec(root.read_bytes(where).decode("utf-8", "replace"), root.where(where))
-    return with_overrides(spec, config.overrides, "--set")
+    return with_default_codec(with_overrides(spec, config.overrides, "--set"), Settings.from_environment().output_codec)
 
 
 def _music_source(
