@@ -25,6 +25,7 @@ from montage_assets import layout
 from montage_assets.assets import shard_steps
 from montage_assets.assets.shard_steps import RangeTask, ShardTask
 from montage_assets.cluster.distribution import balance
+from montage_assets.cluster.errors import ClusterError
 from montage_assets.cluster.job_manifests import SceneJob
 from montage_assets.data_root import DataRoot
 from montage_assets.media.clip import Clip
@@ -149,9 +150,12 @@ def aggregate(root: DataRoot, job: str, detector: str | None = None, threshold: 
     return result
 
 
-def stored_scenes(root: DataRoot, job: str) -> JobScenes:
-    """The result of an earlier `aggregate`. Raises FileNotFoundError."""
-    return _loaded(JobScenes, root, result_key(job))
+def scenes_of_job(root: DataRoot, job: str) -> JobScenes:
+    """As `aggregate`, for the cluster rooms: raises ClusterError."""
+    try:
+        return aggregate(root, job)
+    except MediaError as error:
+        raise ClusterError(str(error)) from None
 
 
 def document(record: JobScenes | ShardFile) -> bytes:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from montage_assets.cluster.distribution import ShardRange, measured_speeds
     from montage_assets.cluster.errors import ClusterError
     from montage_assets.cluster.gpus import GPUType
+    from montage_assets.cluster.job_manifests import Resources
+    from montage_assets.cluster.job_status import JobFailedError, JobStatus, JobTimeoutError
+    from montage_assets.cluster.job_submitter import JobSubmitter, SubmittedJob
     from montage_assets.cluster.manager import (
         ClusterManager,
         get_cluster_manager,
@@ -35,9 +38,15 @@ _HOMES = {
     "ClusterManager": "manager",
     "ClusterMode": "mode",
     "GPUType": "gpus",
+    "JobFailedError": "job_status",
+    "JobStatus": "job_status",
+    "JobSubmitter": "job_submitter",
+    "JobTimeoutError": "job_status",
     "NodeCapability": "node",
     "ParallelJob": "routing",
+    "Resources": "job_manifests",
     "ShardRange": "distribution",
+    "SubmittedJob": "job_submitter",
     "TaskRouter": "routing",
     "TaskType": "tasks",
     "get_cluster_manager": "manager",
@@ -53,9 +62,15 @@ __all__ = [
     "ClusterManager",
     "ClusterMode",
     "GPUType",
+    "JobFailedError",
+    "JobStatus",
+    "JobSubmitter",
+    "JobTimeoutError",
     "NodeCapability",
     "ParallelJob",
+    "Resources",
     "ShardRange",
+    "SubmittedJob",
     "TaskRouter",
     "TaskType",
     "get_cluster_manager",

@@ -27,6 +27,7 @@ USER = 10001
 DATA_FOLDER = "/data"
 
 SCENE_DETECTION = ("python", "-m", "montage_assets.cluster.distributed_scene_detection")
+ENCODING = ("python", "-m", "montage_assets.encode_job")
 INDEX_FIELD = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 HOST_LABEL = "kubernetes.io/hostname"
 

@@ -1,7 +1,8 @@
-"""Asking Kubernetes for its nodes, within seconds, with a plain reason when it cannot be done.
+"""Access to Kubernetes' API, and asking it for its nodes within seconds, with a plain reason when it cannot be done.
 
-Belongs here: finding the access (a pod's own, else a kubeconfig) and the one request. Does not belong here:
-reading the node objects (`kubernetes_nodes`). The official client is imported only when there is an access.
+Belongs here: finding the access (a pod's own, else a kubeconfig), that one request, and errors in words. Does not
+belong here: reading the node objects (`kubernetes_nodes`), jobs (`kubernetes_jobs`). The official client is imported
+only when there is an access.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ DEADLINE_S = 10.0
 
 
 class KubernetesUnavailableError(ClusterError):
-    """Kubernetes' nodes cannot be read; the message is the reason in one line."""
+    """Kubernetes cannot be used from here; the message is the reason in one line."""
 
 
 def read_node_objects(
@@ -53,6 +54,24 @@ def read_node_objects(
     return answer
 
 
+def connected_client(environment: Mapping[str, str] = os.environ) -> Any:
+    """The official client's ApiClient, set up but not tried. Raises KubernetesUnavailableError."""
+    return _client(_access(environment))
+
+
+def _client(kubeconfig: str | None) -> Any:
+    try:
+        from kubernetes import client
+    except ImportError:
+        raise KubernetesUnavailableError(
+            "the Kubernetes client is not installed; `pip install 'montage-assets[cluster]'`"
+        ) from None
+    configuration = client.Configuration()
+    _configure(configuration, kubeconfig)
+    configuration.retries = False
+    return client.ApiClient(configuration)
+
+
 def _access(environment: Mapping[str, str]) -> str | None:
     """The kubeconfig files to use, None for a pod's own account. Costs no import of the client."""
     named = environment.get("KUBECONFIG", "")
@@ -67,27 +86,22 @@ def _access(environment: Mapping[str, str]) -> str | None:
 
 
 def _ask(kubeconfig: str | None) -> list[Mapping[str, Any]]:
+    connected = _client(kubeconfig)
+    host = connected.configuration.host
     try:
         from kubernetes import client
-    except ImportError:
-        raise KubernetesUnavailableError(
-            "the Kubernetes client is not installed; `pip install 'montage-assets[cluster]'`"
-        ) from None
-    configuration = client.Configuration()
-    _configure(configuration, kubeconfig)
-    configuration.retries = False
-    try:
-        with client.ApiClient(configuration) as api:
+
+        with connected as api:
             # The plain answer: its keys are the API's own, and it costs no hundred model classes.
             response: Any = client.CoreV1Api(api).list_node(
                 _request_timeout=(TIMEOUT_S, TIMEOUT_S), _preload_content=False
             )
             answer = json.loads(response.data)
     except Exception as error:
-        raise KubernetesUnavailableError(_reason(error, configuration.host)) from None
+        raise KubernetesUnavailableError(reason_of(error, host, "list nodes", "get and list on nodes")) from None
     items = answer.get("items") if isinstance(answer, dict) else None
     if not isinstance(items, list):
-        raise KubernetesUnavailableError(f"{configuration.host} is not a Kubernetes API: its answer lists no nodes")
+        raise KubernetesUnavailableError(f"{host} is not a Kubernetes API: its answer lists no nodes")
     return items
 
 
@@ -107,12 +121,13 @@ def _configure(configuration: Any, kubeconfig: str | None) -> None:
         raise KubernetesUnavailableError(f"{what} cannot be used: {fault}") from None
 
 
-def _reason(error: Exception, host: str) -> str:
+def reason_of(error: Exception, host: str, deed: str, right: str) -> str:
+    """An error of the client in one line. `deed` is what was tried, `right` what it takes."""
     status = getattr(error, "status", None)
     if status == 401:
         return f"{host} did not accept the credentials; log in to the cluster again"
     if status == 403:
-        return f"{host} does not let this account list nodes; grant it get and list on nodes"
+        return f"{host} does not let this account {deed}; grant it {right}"
     if status:
         return f"{host} answered with HTTP {status}"
     if isinstance(error, json.JSONDecodeError):
