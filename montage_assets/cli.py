@@ -317,6 +317,24 @@ def encoders(quality: str, fresh: bool, as_json: bool) -> None:
 
 
 @commands.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> int:
+    """Check this deployment from here: storage, database, queues, nodes, GPUs, encoders, rights."""
+    from dataclasses import asdict
+
+    from montage_assets.doctor import examine
+    from montage_assets.settings import Settings
+
+    findings = examine(Settings.from_environment())
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            click.echo(finding.line)
+    return FAILED if any(finding.state == "FAIL" for finding in findings) else DONE
+
+
+@commands.command()
 def schema() -> None:
     """Print the JSON schema of montage.yaml."""
     from montage_assets.spec import spec_schema

@@ -32,9 +32,7 @@ from tests.postgres_server import PostgresServer
 
 
 @pytest.fixture
-def instance(
-    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dg.DagsterInstance]:
+def instance(postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     """The instance of deploy/dagster.yaml in the services' environment, as far as this machine can be a cluster."""
     home = tmp_path / "home"
     home.mkdir()
@@ -128,7 +126,9 @@ def _job_of_a_run(instance: dg.DagsterInstance, objects: list[Manifest]) -> Mani
     job = dg.reconstructable(montage_job)
     origin = job.get_python_origin()
     repository = origin.repository_origin._replace(container_context=container_context_of(objects))
-    run = instance.create_run_for_job(job.get_definition(), job_code_origin=origin._replace(repository_origin=repository))
+    run = instance.create_run_for_job(
+        job.get_definition(), job_code_origin=origin._replace(repository_origin=repository)
+    )
     launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
     ((body, namespace),) = sent
     assert namespace == "montage-ai"
@@ -144,7 +144,9 @@ def _job_of_a_step(instance: dg.DagsterInstance, objects: list[Manifest], config
     job = dg.reconstructable(montage_job)
     origin = job.get_python_origin()
     repository = origin.repository_origin._replace(container_context=container_context_of(objects))
-    run = instance.create_run_for_job(job.get_definition(), job_code_origin=origin._replace(repository_origin=repository))
+    run = instance.create_run_for_job(
+        job.get_definition(), job_code_origin=origin._replace(repository_origin=repository)
+    )
     context = K8sContainerContext.create_for_run(run, launcher, include_run_tags=False)
     context = context.merge(K8sContainerContext(run_k8s_config=UserDefinedDagsterK8sConfig.from_dict(config)))
     body = construct_dagster_k8s_job(

@@ -166,7 +166,14 @@ def test_the_accounts_may_work_with_jobs_and_look_at_pods_and_nodes_and_no_more(
     rules = the(objects, "Role", "montage-jobs")["rules"] + the(objects, "ClusterRole", "montage-nodes")["rules"]
     writes = {"create", "delete", "patch", "update", "deletecollection", "*"}
     assert {r for rule in rules for r in rule["resources"] if writes & set(rule["verbs"])} == {"jobs"}
-    assert {r for rule in rules for r in rule["resources"]} == {"jobs", "jobs/status", "pods", "pods/log", "events", "nodes"}
+    assert {r for rule in rules for r in rule["resources"]} == {
+        "jobs",
+        "jobs/status",
+        "pods",
+        "pods/log",
+        "events",
+        "nodes",
+    }
     with_token = {
         name for name, pod in pod_specs(built("distributed")) if pod.get("automountServiceAccountToken", True)
     }
@@ -239,7 +246,9 @@ def test_workers_keep_off_the_control_plane_and_take_from_redis() -> None:
 )
 def test_each_kind_of_gpu_has_an_encoder(gpu: str, resource: str, hwaccel: str, codec: str) -> None:
     encoder = the(built("workers"), "Deployment", f"montage-ai-encoder-{gpu}")
-    assert encoder["spec"]["template"]["metadata"]["labels"].items() >= {"app": "montage-ai-encoder", "gpu": gpu}.items()
+    assert (
+        encoder["spec"]["template"]["metadata"]["labels"].items() >= {"app": "montage-ai-encoder", "gpu": gpu}.items()
+    )
     (container,) = encoder["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"][resource] == 1
     variables = environment_of(container)
