@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import av
+import dagster as dg
 import pytest
 from click.testing import CliRunner
 
 from montage_assets.cluster.distributed_scene_detection import command
 from montage_assets.data_root import DataRoot
+from montage_assets.definitions import build_definitions
 from montage_assets.media.clip import Clip
 from montage_assets.media.errors import MediaError
 from montage_assets.media.frame_scores import score_range
@@ -22,7 +24,7 @@ from montage_assets.media.ingest import ingest_clip
 from montage_assets.media.scenes import detect_scenes
 from montage_assets.media.shards import ClipRange
 from montage_assets.scene_job import aggregate, do_shard, request_of, shard_key
-from tests.media.synth_footage import MPEG2, OPEN_GOP, write_clip
+from tests.media.synth_footage import MPEG2, OPEN_GOP, write_clip, write_song
 
 SHOTS = (37, 41, 29, 53, 40)
 
@@ -70,6 +72,30 @@ def test_four_shards_of_one_video_find_what_one_piece_does(video: Path, root: Da
         assert found["frames"] == sum(1 for _ in opened.decode(video=0))
     assert found["scenes"][0] == [0.0, 37 / 25]
     assert found["scenes"][-1] == [160 / 25, 200 / 25]
+
+
+def test_the_pipelines_asset_finds_the_scores_of_a_job_and_has_the_same_cuts(data: Path, root: DataRoot) -> None:
+    folder = data / "input" / "holiday"
+    folder.mkdir()
+    write_clip(folder / "v.mp4", SHOTS, encoder=OPEN_GOP)
+    write_song(folder / "song.wav", bpm=120, duration_s=8)
+    request = request_of(root, ["input/holiday/v.mp4"], 3, "adaptive", None)
+    for index in range(3):
+        do_shard(root, "j", request, index)
+    cuts = aggregate(root, "j").videos["input/holiday/v.mp4"].cuts
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("montage", ["holiday"])
+        job = build_definitions().resolve_job_def("montage")
+        run = job.execute_in_process(
+            partition_key="holiday",
+            instance=instance,
+            asset_selection=[dg.AssetKey(name) for name in ("footage", "proxies", "scene_shards")],
+        )
+        assert run.success
+        scored = [event.step_key for event in run.all_events if event.is_step_success]
+    assert not [key for key in scored if key and "score_shard" in key]
+    record = json.loads(root.read_bytes("work/montages/holiday/scene_shards.json"))
+    assert record["scenes"][0]["cuts"] == cuts == [37, 78, 107, 160]
 
 
 def test_the_environment_says_which_shard_a_pod_is(video: Path, root: DataRoot) -> None:

@@ -35,7 +35,7 @@ class PodStatus:
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A job as it is now. `active`, `succeeded`, `failed` count pods; `reason` is why it failed, as the cluster says."""
+    """A job as it is now. `active`, `succeeded`, `failed` count its pods; `reason` is why it failed, in one word."""
 
     name: str
     state: JobState

@@ -19,6 +19,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from montage_assets.cluster.errors import ClusterError
@@ -45,6 +46,7 @@ from montage_assets.cluster.routing import TaskRouter
 from montage_assets.cluster.tasks import Resolution, TaskType
 
 if TYPE_CHECKING:
+    from montage_assets.data_root import DataRoot
     from montage_assets.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -95,7 +97,7 @@ class JobSubmitter:
         if not videos or parallelism < 1:
             raise ClusterError("name at least one video, and a parallelism of at least 1")
         root = self._settings.data_root()
-        keys = {root.key_of(video): video for video in videos}
+        keys = {_key_of(root, video): video for video in videos}
         count = parallelism if len(keys) == 1 else min(parallelism, len(keys))
         job = SceneJob(tuple(keys), count, detector, threshold)
         self._asked[job.name] = keys
@@ -146,7 +148,7 @@ class JobSubmitter:
         """
         root = self._settings.data_root()
         arguments = [
-            f"--input={root.key_of(source)}", f"--output={root.key_of(output)}", f"--codec={codec}",
+            f"--input={_key_of(root, source)}", f"--output={_key_of(root, output)}", f"--codec={codec}",
             f"--quality={quality}",
         ]  # fmt: skip
         name = f"encode-{hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:12]}"
@@ -233,6 +235,12 @@ class JobSubmitter:
         router = TaskRouter(cluster, speeds_on(self._settings.data_root()))
         ranked = [each.node for each in router.rank(TaskType.CPU_SCENE_DETECTION) if each.suitable]
         return [node.labels.get("kubernetes.io/hostname", node.name) for node in ranked[:count]]
+
+
+def _key_of(root: DataRoot, path: str) -> str:
+    """What every node finds the file by: its key where it lies on the data root, else its full path."""
+    is_from_here = not path.startswith("/") and "://" not in path and Path(path).exists() and not root.exists(path)
+    return root.key_of(str(Path(path).absolute()) if is_from_here else path)
 
 
 def _here(command: Sequence[str]) -> list[str]:

@@ -54,9 +54,10 @@ class KubernetesJobs:
                     self._batch.create_namespaced_job(self.namespace, manifest, _request_timeout=_REQUEST_S)
                 return
             except _NameTakenError:
-                if not self.status(name).has_ended:
-                    return
-                self.delete(name, wait=True)
+                with contextlib.suppress(_NotThereError):  # it may be cleaned away meanwhile
+                    if not self.status(name).has_ended:
+                        return
+                    self.delete(name, wait=True)
 
     def status(self, name: str) -> JobStatus:
         """The job and its pods now. Raises ClusterError when there is none of that name."""

@@ -454,7 +454,7 @@ def test_a_deadline_counts_the_wait_for_a_node(start: Start) -> None:
 def test_a_deadline_ends_what_runs_with_all_that_it_started(start: Start, tmp_path: Path) -> None:
     emulator = start()
     child = tmp_path / "child"
-    submit(emulator, job("long", f"setsid sh -c 'echo $$ > {child}; exec sleep 60' & wait", activeDeadlineSeconds=1))
+    submit(emulator, job("long", f"setsid sh -c 'echo $$$$ > {child}; exec sleep 60' & wait", activeDeadlineSeconds=1))
     emulator.wait_until(lambda cluster: all(pod.ended for pod in cluster.pods) and bool(cluster.pods))
     assert emulator.job("long").reason == "DeadlineExceeded"
     assert not is_running(int(child.read_text()))
@@ -597,7 +597,7 @@ def test_a_node_can_be_cordoned_over_the_api(start: Start) -> None:
 def test_nothing_is_left_running(tmp_path: Path) -> None:
     child = tmp_path / "child"
     with KubernetesEmulator(plan_with(AMD, schedulable=False, labels={}), tmp_path) as emulator:
-        submit(emulator, job("x", f"echo $$ > {child}; exec sleep 60"))
+        submit(emulator, job("x", f"echo $$$$ > {child}; exec sleep 60"))
         emulator.wait_until(lambda cluster: child.exists() and any(pod.phase == "Running" for pod in cluster.pods))
         assert emulator.pods[0].node not in (AMD, CONTROL_PLANE)
     assert not is_running(int(child.read_text()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -126,7 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
         except Exception as error:
-            # The client is told; a traceback in a server's thread would be seen by nobody.
+            # A traceback in a server's thread would be seen by nobody.
+            self.emulator.note_fault(traceback.format_exc())
             if not self._answered:
                 self._send(ApiError(500, f"{type(error).__name__}: {error}").status(), 500)
 

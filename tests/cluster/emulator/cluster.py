@@ -15,6 +15,7 @@ import itertools
 import json
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,6 +232,7 @@ class KubernetesEmulator:
         self._forbidden: set[tuple[str, str]] = set()
         self._paused = False
         self._stopped = False
+        self._broken = False
         for name in ("default", namespace):
             self._put("namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         for node in nodes:
@@ -249,7 +251,7 @@ class KubernetesEmulator:
     def __exit__(self, kind: object, *_: object) -> None:
         self.stop()
         if kind is None and self._faults:
-            raise AssertionError("invalid objects were sent to Kubernetes:\n" + "\n".join(self._faults))
+            raise AssertionError("this was wrong with what was sent to Kubernetes:\n" + "\n".join(self._faults))
 
     def stop(self) -> None:
         """End the server and every process of every pod."""
@@ -297,7 +299,10 @@ class KubernetesEmulator:
     def wait_until(self, holds: Callable[[KubernetesEmulator], bool], timeout_s: float = 60) -> None:
         """Return once the condition holds. Raises AssertionError with the pods' states when it does not in time."""
         with self._changed:
-            if not self._changed.wait_for(lambda: holds(self), timeout_s):
+            happened = self._changed.wait_for(lambda: self._broken or holds(self), timeout_s)
+            if self._broken:
+                raise AssertionError("the emulator itself is broken:\n" + "\n".join(self._faults))
+            if not happened:
                 states = "\n".join(
                     f"{pod.name} on {pod.node}: {pod.phase} {pod.reason}\n{pod.log[-1000:]}" for pod in self.pods
                 )
@@ -307,6 +312,11 @@ class KubernetesEmulator:
         """The job, once it has finished."""
         self.wait_until(lambda emulator: any(job.name == name and job.outcome for job in emulator.jobs), timeout_s)
         return self.job(name)
+
+    def note_fault(self, fault: str) -> None:
+        """The test fails: with this."""
+        with self._changed:
+            self._faults.append(fault)
 
     def take_faults(self) -> list[str]:
         """What was said about invalid objects so far; they no longer fail the test."""
@@ -388,8 +398,7 @@ class KubernetesEmulator:
         try:
             schemas.check(item)
         except ApiError as error:
-            with self._changed:
-                self._faults.append(str(error))
+            self.note_fault(str(error))
             raise
         with self._changed:
             place = namespace if api.RESOURCES[resource].namespaced else ""
@@ -802,13 +811,22 @@ class KubernetesEmulator:
 
     def _control(self) -> None:
         with self._changed:
-            while not self._stopped:
-                before = self._version
-                self._bring_in_line(time.time())
-                if self._version == before:
-                    next_deadline = min(self._deadlines(), default=None)
-                    # Whoever changes anything while this thread has the lock is this thread itself.
-                    self._changed.wait(None if next_deadline is None else max(0.0, next_deadline - time.time()))
+            try:
+                self._keep_in_line()
+            except Exception:
+                # In a thread of its own nobody would see it.
+                self.note_fault(traceback.format_exc())
+                self._broken = True
+                self._changed.notify_all()
+
+    def _keep_in_line(self) -> None:
+        while not self._stopped:
+            before = self._version
+            self._bring_in_line(time.time())
+            if self._version == before:
+                next_deadline = min(self._deadlines(), default=None)
+                # Whoever changes anything while this thread has the lock is this thread itself.
+                self._changed.wait(None if next_deadline is None else max(0.0, next_deadline - time.time()))
 
     def _bring_in_line(self, now: float) -> None:
         for job in self._jobs:
