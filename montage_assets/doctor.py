@@ -84,7 +84,7 @@ def examine(settings: Settings, environment: Mapping[str, str] = os.environ) -> 
         ("image", lambda: image_findings(settings)),
         ("ffmpeg", ffmpeg_findings),
         ("devices", lambda: render_device_findings(sorted(Path("/dev/dri").glob("renderD*")))),
-        ("encoders", lambda: encoder_findings(_encoder_states(settings), settings.hwaccel)),
+        ("encoders", lambda: _examine_encoders(settings)),
     ]
     return [finding for name, check in checks for finding in _safely(name, check)]
 
@@ -416,28 +416,40 @@ def render_device_findings(devices: Sequence[Path]) -> list[Finding]:
     return findings
 
 
-def encoder_findings(states: Sequence[EncoderState], hwaccel: str) -> list[Finding]:
-    """Which video encoders work here, by test encodes; `hwaccel` is the kind that was asked for, `auto` for any."""
-    works = [
-        f"{s.encoder.name} on {s.device}" if s.encoder.family != "cpu" else s.encoder.name for s in states if s.works
-    ]
-    broken = [state for state in states if not state.works and state.device]
-    findings = [Finding("encoders", "ok", f"working: {', '.join(works)}")]
-    if not any(state.works and state.encoder.family == "cpu" for state in states):
-        findings = [Finding("encoders", "FAIL", "not even encoding on the CPU works", "see montage make's log")]
-    for state in broken:
-        what = f"{state.encoder.name} on {state.device} does not work: {state.reason}"
-        findings.append(Finding("encoders", "warn", what, "the next best encoder is used instead"))
-    if hwaccel not in ("auto", "none") and not any(s.works and s.encoder.family != "cpu" for s in states):
+def encoder_findings(
+    states: Sequence[EncoderState], hwaccel: str, is_present: Callable[[EncoderState], bool]
+) -> list[Finding]:
+    """Which video encoders work here, by test encodes; `hwaccel` is the kind that was asked for, `auto` for any.
+
+    `is_present` says whether there is any sign of such hardware; encoders of what is not there are passed over.
+    """
+    on_cpu = [state.encoder.name for state in states if state.works and state.encoder.family == "cpu"]
+    on_gpu = [state for state in states if state.works and state.encoder.family != "cpu"]
+    if not on_cpu:
+        return [Finding("encoders", "FAIL", "not even the CPU's encoders work", "see `montage make` on this machine")]
+    working = [*(f"{state.encoder.name} on {state.device}" for state in on_gpu), *on_cpu]
+    findings = [Finding("encoders", "ok", f"working: {', '.join(working)}")]
+    broken: dict[tuple[str, str], list[str]] = {}
+    for state in states:
+        if not state.works and state.device and is_present(state):
+            broken.setdefault((state.device, state.reason), []).append(state.encoder.name)
+    for (device, reason), names in broken.items():
+        findings.append(
+            Finding("encoders", "warn", f"{', '.join(names)} on {device}: {reason}", "others are used instead")
+        )
+    if hwaccel not in ("auto", "none") and not on_gpu:
         what = f"FFMPEG_HWACCEL is {hwaccel}, but no encoder of a GPU works here"
         findings.append(Finding("encoders", "warn", what, "films are encoded on the CPU; check driver and device"))
     return findings
 
 
-def _encoder_states(settings: Settings) -> list[EncoderState]:
+def _examine_encoders(settings: Settings) -> list[Finding]:
+    from montage_assets.media.encoder_devices import seems_present
     from montage_assets.media.machine_encoders import MachineEncoders
 
-    return list(MachineEncoders(settings.encoder_cache, settings.driver_variables).states("standard"))
+    machine = MachineEncoders(settings.encoder_cache, settings.driver_variables)
+    states = list(machine.states("standard"))
+    return encoder_findings(states, settings.hwaccel, lambda state: seems_present(state.encoder.family, machine.host))
 
 
 def _count(things: Sequence[object], name: str) -> str:

@@ -18,6 +18,8 @@ from montage_assets import doctor
 from montage_assets.cli import commands
 from montage_assets.cluster.mode import ClusterMode
 from montage_assets.data_root import DataRoot
+from montage_assets.media.encoders import encoder_named
+from montage_assets.media.machine_encoders import EncoderState
 from montage_assets.settings import Settings
 from tests.cluster.clusters import AMD, JETSON, VAAPI, node, plan, plan_with
 from tests.deploy.manifests import DEPLOY
@@ -218,3 +220,22 @@ def test_a_device_of_a_group_that_the_user_is_not_in_is_named(tmp_path: Path, mo
     monkeypatch.setattr("os.access", lambda *_: False)  # root may open anything
     (finding,) = doctor.render_device_findings([device])
     assert f"put {device.stat().st_gid} into supplemental_groups" in finding.cure
+
+
+def test_encoders_are_reported_for_hardware_that_is_there() -> None:
+    def state(name: str, device: str, works: bool, reason: str = "") -> EncoderState:
+        return EncoderState(encoder_named(name), device, works, reason, ())
+
+    states = [
+        state("libx264", "", True),
+        state("h264_vaapi", "/dev/dri/renderD128", False, "no permission"),
+        state("hevc_vaapi", "/dev/dri/renderD128", False, "no permission"),
+        state("h264_nvenc", "0", False, "Cannot load libcuda.so.1"),
+    ]
+    is_present = lambda state: state.encoder.family == "vaapi"  # noqa: E731
+    findings = doctor.encoder_findings(states, "auto", is_present)
+    assert _states(findings) == ["ok", "warn"]
+    assert findings[0].what == "working: libx264"
+    assert findings[1].what == "h264_vaapi, hevc_vaapi on /dev/dri/renderD128: no permission"
+    assert "FFMPEG_HWACCEL is vaapi" in doctor.encoder_findings(states, "vaapi", is_present)[-1].what
+    assert _states(doctor.encoder_findings(states[1:], "auto", is_present)) == ["FAIL"]
