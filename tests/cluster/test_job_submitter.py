@@ -10,6 +10,7 @@ from typing import Any
 
 import av
 import pytest
+import yaml
 
 from montage_assets.cluster import ClusterError, JobFailedError, JobSubmitter, JobTimeoutError, Resources
 from montage_assets.cluster.job_manifests import SceneJob, Where, job_manifest, scene_detection_manifest
@@ -127,6 +128,22 @@ def test_a_job_that_runs_is_not_started_twice_and_one_that_has_ended_is_done_ane
     submitter.submit_scene_detection([video], parallelism=2)
     succeed(submitter, first.name)
     assert [job.deleted for job in cluster.jobs] == [True, False]
+
+
+def test_the_manifest_that_is_shipped_does_the_same_by_hand(cluster: KubernetesEmulator, video: str) -> None:
+    name = "scene-detect-by-hand"
+    text = (SHIPPED.parent / "k3s" / "distributed" / "scene-detection-job.yaml").read_text()
+    manifest = yaml.safe_load(text.replace("scene-detect-video", name))
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    place = container["args"].index("/data/input/video.mp4")
+    container["args"][place] = video.replace("$", "$$")
+    settings = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "montage-settings"}, "data": {}}
+    cluster.put("configmaps", settings)
+    cluster.put("jobs", manifest)
+    submitter = JobSubmitter()
+    assert succeed(submitter, name).succeeded == 4
+    assert len({pod.node for pod in cluster.pods}) == 4
+    assert cuts_of(submitter.get_scene_results(name)[video]) == CUTS
 
 
 # How waiting ends.

@@ -6,7 +6,7 @@ Source: pkg/controller/job of Kubernetes 1.34. Retries come at once; the control
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tests.cluster.emulator.objects import Object, timestamp
@@ -56,12 +56,14 @@ class _Tally:
     pods: Sequence[PodState]
     ignored: frozenset[str] = frozenset()
     fatal: str = ""
-    active: list[PodState] = field(init=False)
-    failed: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "active", [pod for pod in self.pods if pod.active])
-        object.__setattr__(self, "failed", sum(pod.failed and pod.name not in self.ignored for pod in self.pods))
+    @property
+    def active(self) -> list[PodState]:
+        return [pod for pod in self.pods if pod.active]
+
+    @property
+    def failed(self) -> int:
+        return sum(pod.failed and pod.name not in self.ignored for pod in self.pods)
 
     @property
     def succeeded_indexes(self) -> list[int]:
@@ -99,12 +101,6 @@ def next_step(job: Object, pods: Iterable[PodState], started: float, now: float)
         return Step({**status, **completed}, delete=tuple(pod.name for pod in tally.active))
     create = _missing(spec, tally)
     return Step({**status, "active": len(tally.active) + len(create)}, create=create)
-
-
-def seconds_to_deadline(job: Object, started: float, now: float) -> float | None:
-    """Until the job's active deadline; it counts from the start of the job, waiting for a node included."""
-    limit = job["spec"].get("activeDeadlineSeconds")
-    return None if limit is None else started + limit - now
 
 
 def _tally(spec: Mapping[str, Any], pods: list[PodState]) -> _Tally:

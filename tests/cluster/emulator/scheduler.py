@@ -265,6 +265,8 @@ def _least_allocated_scores(pod: Object, fitting: Sequence[Host], _: Sequence[Ho
 
 def _balanced_scores(pod: Object, fitting: Sequence[Host], _: Sequence[Host]) -> Scores:
     def points(host: Host) -> int:
+        if not any(requests_of(pod).get(resource) for resource in _UNASKED):
+            return 0
         used = [
             min(1.0, (host.requested(resource) + requests_of(pod).get(resource, 0.0)) / host.allocatable(resource))
             for resource in _UNASKED
@@ -285,7 +287,8 @@ def _spread_scores(pod: Object, fitting: Sequence[Host], hosts: Sequence[Host]) 
         weight = math.log(len({host.labels[key] for host in counted}) + 2)
         counts: Counter[str] = Counter()
         for other in hosts:
-            if key in other.labels and _on_wanted_node(pod, other.node):
+            has_all = all(entry["topologyKey"] in other.labels for entry in constraints)
+            if has_all and _on_wanted_node(pod, other.node):
                 counts[other.labels[key]] += _matching_for_spread(constraint, pod, other)
         for host in counted:
             crowding[host.name] += counts[host.labels[key]] * weight + constraint["maxSkew"] - 1
