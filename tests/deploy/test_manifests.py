@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from montage_assets.cluster import job_manifests
 from tests.deploy.manifests import (
     BY_HAND,
     DEPLOY,
@@ -128,7 +130,7 @@ def test_all_that_a_pod_refers_to_is_part_of_the_deployment(name: str) -> None:
 def test_services_and_policies_find_their_pods(name: str) -> None:
     objects = built(name)
     pods = [labels for _, labels in pod_labels(objects)]
-    launched = [{"app.kubernetes.io/component": component} for component in ("run_worker", "step_worker")]
+    launched = [{"app.kubernetes.io/component": component} for component in ("run_worker", "step_worker", "job")]
     for item in objects:
         if item["kind"] == "Service":
             assert any(item["spec"]["selector"].items() <= labels.items() for labels in pods), item["metadata"]
@@ -293,3 +295,41 @@ def test_the_quick_wins_work_on_these_names() -> None:
     kubernetes_validate.validate(changed, NEWEST, strict=True)
     # `kubectl scale` has no offline form: it sets this field of the Deployment, which a DaemonSet has not.
     assert changed["spec"]["replicas"] == 1
+
+
+def test_jobs_that_the_program_submits_refer_to_what_is_there() -> None:
+    objects = built("base")
+    the(objects, "PersistentVolumeClaim", job_manifests.DATA_CLAIM)
+    the(objects, "ConfigMap", job_manifests.SETTINGS_MAP)
+    the(objects, "ServiceAccount", job_manifests.ACCOUNT)
+    assert job_manifests.BUCKET_SECRET in OUR_SECRETS
+    (job,) = by_hand("distributed/scene-detection-job.yaml")
+    assert job["spec"]["template"]["spec"]["securityContext"]["runAsUser"] == job_manifests.USER
+    command = job["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert tuple(command) == job_manifests.SCENE_DETECTION
+
+
+def test_the_command_of_the_sharded_job_is_one_that_the_program_knows() -> None:
+    from montage_assets.cluster.distributed_scene_detection import command
+
+    (job,) = by_hand("distributed/scene-detection-job.yaml")
+    arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    context = command.make_context("scene-detection", list(arguments))
+    assert context.params["shard"] is True
+    assert context.params["single"] == ("/data/input/video.mp4",)
+
+
+def test_substituting_the_hash_renames_the_job_wherever_its_name_is(tmp_path: Path) -> None:
+    file = K3S / "distributed/scene-detection-job.yaml"
+    (line,) = [line for line in file.read_text().splitlines() if line.startswith("#   sed ")]
+    script = line.removeprefix("#   ").removesuffix(" |").replace("scene-detection-job.yaml", str(file))
+    settings = 'video=/data/input/holiday/long.mp4; hash=$(printf %s "$video" | sha256sum | cut -c1-12); '
+    done = subprocess.run(["/bin/bash", "-c", settings + script], capture_output=True, text=True, check=True)
+    job = yaml.safe_load(done.stdout)
+    name = job["metadata"]["name"]
+    assert re.fullmatch(r"scene-detect-[0-9a-f]{12}", name)
+    kubernetes_validate.validate(job, NEWEST, strict=True)
+    pod = job["spec"]["template"]["spec"]
+    (apart,) = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert apart["labelSelector"]["matchLabels"]["job-name"] == name
+    assert pod["containers"][0]["args"] == ["--shard", "--video", "/data/input/holiday/long.mp4", "--job-id", name]
