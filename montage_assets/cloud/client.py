@@ -327,6 +327,7 @@ class _Listener:
         return b"".join(self._parts).decode("utf-8", "replace")
 
     def _listen(self) -> None:
+        begun = False
         with contextlib.suppress(ValueError, OSError):  # closed under our feet when the program is stopped
             for line in self._stream:
                 self._parts.append(line)
@@ -334,9 +335,10 @@ class _Listener:
                 if self._bytes > _MOST_OUTPUT:
                     self.seen_enough = True
                 # Only cgpu itself speaks before the work begins; the work may print what it likes.
-                elif len(self._parts) <= 20 and wants_login(line.decode("utf-8", "replace")):
+                elif not begun and wants_login(line.decode("utf-8", "replace")):
                     self._waits_for_login.set()
                     self.seen_enough = True
+                begun = begun or b"MONTAGE:BEGIN:" in line
                 if self.seen_enough:
                     break
         self._ended.set()

@@ -31,22 +31,24 @@ _1080P = 1920 * 1080
 @dataclass(frozen=True)
 class _Cost:
     """Seconds per second of media: on one local core, and in the cloud. `by_size`: they grow with the picture, and are
-    those of 1080p. `ai`: a neural network does it. `gpu_helps`: a local GPU takes it over."""
+    those of 1080p. `per_core`: more cores share it; otherwise the figure is that of a whole machine. `ai`: a neural
+    network does it. `gpu_helps`: a local GPU takes it over."""
 
     local: float
     cloud: float
     by_size: bool = True
+    per_core: bool = True
     ai: bool = False
     gpu_helps: bool = True
 
 
 COSTS: dict[WorkKind, _Cost] = {
-    "beats": _Cost(0.24 / 60, 5 / 180, by_size=False, gpu_helps=False),
+    "beats": _Cost(0.24 / 60, 5 / 180, by_size=False, per_core=False, gpu_helps=False),
     # The decoding that PySceneDetect needs gives the frame scores that selection needs anyway: nothing is saved.
     "scenes": _Cost(0.0, 12 / 600, by_size=False, gpu_helps=False),
     "neural scenes": _Cost(30 / 24, 12 / 600, by_size=False, ai=True),
     "encode": _Cost(22 / 18, 8 / 60),
-    "upscale": _Cost(20.0, 3.0, ai=True),
+    "upscale": _Cost(20.0, 3.0, per_core=False, ai=True),
 }
 
 
@@ -105,9 +107,9 @@ def decide(work: Work, circumstances: Circumstances) -> Decision:
 
 
 def local_seconds(work: Work, circumstances: Circumstances) -> float:
-    """Estimated seconds on this machine's CPU. A song is analysed by one core."""
+    """Estimated seconds on this machine's CPU."""
     cost = COSTS[work.kind]
-    cores = 1.0 if work.kind == "beats" else max(1.0, circumstances.cores)
+    cores = max(1.0, circumstances.cores) if cost.per_core else 1.0
     return cost.local * work.seconds * _size_factor(work) / cores
 
 

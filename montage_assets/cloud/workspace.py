@@ -44,7 +44,8 @@ _STEP_S = 60.0
 _DAMAGED = 65
 _BLOCK_BYTES = 1 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-_ABOUT = re.compile(r"([0-9a-f]{64}) (\d+)")
+_ABOUT = re.compile(r"([0-9a-f]{64}) ([0-9a-f]{64}|-) (\d+)")
+_HASH_THERE = "sha256sum | cut -c1-64"
 
 OnSent = Callable[[str, int, float], None]
 """Told of every upload, failed ones included: what it was, its bytes and seconds."""
@@ -150,34 +151,41 @@ class Workspace:
         return [part for part in parts if there.get(part.name) != hashlib.sha256(part.read_bytes()).hexdigest()]
 
     def get(self, name: str, target: Path) -> None:
-        """Download a file; it appears at `target` only when its length and hash are right."""
+        """Download a file in chunks; it appears at `target` only when its length and hash are right.
+
+        A chunk that arrives damaged is asked for once more.
+        """
         source = shlex.quote(self.path(name))
-        about = f"test -f {source} && echo $(sha256sum < {source} | cut -c1-64) $(wc -c < {source})"
         temporary = target.with_name(f".{uuid.uuid4().hex[:12]}.partial{target.suffix}")
         whole = hashlib.sha256()
+        sha256 = ""
+        done = 0
         try:
             with temporary.open("wb") as stream:
-                sha256, size, chunk = _tried_twice(lambda: _first_chunk(self._read(source, 0, about)))
-                for number in range(1, -(-size // DOWNLOAD_CHUNK_BYTES) + 1):
-                    whole.update(chunk)
-                    stream.write(chunk)
-                    if number * DOWNLOAD_CHUNK_BYTES < size:
-                        left = size - number * DOWNLOAD_CHUNK_BYTES
-                        chunk = _tried_twice(lambda number=number, left=left: _chunk(self._read(source, number), left))  # type: ignore[misc]
-            if whole.hexdigest() != sha256:
-                raise CloudFailure(CloudFault.DOWNLOAD_DAMAGED)
+                while True:
+                    number = done // DOWNLOAD_CHUNK_BYTES
+                    piece = _tried_twice(functools.partial(self._piece, source, number))
+                    sha256 = sha256 or piece.sha256
+                    whole.update(piece.content)
+                    stream.write(piece.content)
+                    done += len(piece.content)
+                    if done >= piece.size or not piece.content:
+                        break
+            if done != piece.size or whole.hexdigest() != sha256:
+                raise CloudFailure(CloudFault.DOWNLOAD_DAMAGED, f"{done} of {piece.size} bytes")
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _later_chunk(self, source: str, number: int, left: int) -> bytes:
-        return _chunk(self._read(source, number), left)
-
-    def _read(self, source: str, number: int, before: str = "true") -> list[str]:
-        """The lines of one chunk in base64, after those of another command."""
-        read = f"dd if={source} bs={DOWNLOAD_CHUNK_BYTES} skip={number} count=1 2>/dev/null | base64 -w 76"
+    def _piece(self, source: str, number: int) -> _Piece:
+        """One chunk of a file on the cloud machine: its hash, with the first one the whole file's, the file's size, and
+        then the chunk in base64."""
+        read = f"dd if={source} bs={DOWNLOAD_CHUNK_BYTES} skip={number} count=1 2>/dev/null"
+        of_all = f"$(cat {source} | {_HASH_THERE})" if number == 0 else "-"
+        sums = f"$({read} | {_HASH_THERE}) {of_all} $(wc -c < {source})"
         limit_s = 2 * _STEP_S + DOWNLOAD_CHUNK_BYTES / SLOWEST_BYTES_PER_S
-        return self._checked("sh", "-c", f"{before} && {read}", timeout_s=limit_s).lines
+        command = f"test -f {source} && echo {sums} && {read} | base64 -w 76"
+        return _read_piece(self._checked("sh", "-c", command, timeout_s=limit_s).lines)
 
     def _checked(self, *argv: str, timeout_s: float) -> RemoteOutput:
         output = self.run(*argv, timeout_s=timeout_s)
@@ -232,26 +240,29 @@ class _Chunks(io.RawIOBase):
             view, self._left = view[self._left :], self._left - min(self._left, len(view))
 
 
-def _first_chunk(lines: Sequence[str]) -> tuple[str, int, bytes]:
-    """A file's hash, its size, and its first chunk."""
+@dataclass(frozen=True)
+class _Piece:
+    """A chunk of a file, and the whole file's hash (with the first chunk only) and size."""
+
+    content: bytes
+    sha256: str
+    size: int
+
+
+def _read_piece(lines: Sequence[str]) -> _Piece:
     found = _ABOUT.fullmatch(lines[0]) if lines else None
     if found is None:
         raise CloudFailure(CloudFault.OUTPUT_UNREADABLE, "\n".join(lines[:1]))
-    size = int(found[2])
+    size = int(found[3])
     if size > LARGEST_BYTES:
         raise CloudFailure(CloudFault.TOO_LARGE, f"{size / 1e9:.1f} GB")
-    return found[1], size, _chunk(lines[1:], size)
-
-
-def _chunk(lines: Sequence[str], left: int) -> bytes:
-    """The bytes of a chunk of a file of which so many bytes are still to come."""
     try:
-        chunk = base64.b64decode("".join(lines), validate=True)
+        content = base64.b64decode("".join(lines[1:]), validate=True)
     except (binascii.Error, ValueError):
         raise CloudFailure(CloudFault.DOWNLOAD_DAMAGED) from None
-    if len(chunk) != min(left, DOWNLOAD_CHUNK_BYTES):
-        raise CloudFailure(CloudFault.DOWNLOAD_DAMAGED, f"{len(chunk)} bytes of a chunk of {left}")
-    return chunk
+    if hashlib.sha256(content).hexdigest() != found[1]:
+        raise CloudFailure(CloudFault.DOWNLOAD_DAMAGED)
+    return _Piece(content, found[2], size)
 
 
 def _tried_twice(step: Callable[[], Result]) -> Result:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import dagster as dg
 import pytest
 
 from montage_assets.assets.beats import analysis_of
 from montage_assets.assets.footage import Footage, MusicFile
 from montage_assets.cloud.failures import CloudFault
+from montage_assets.cloud.journal import all_sent
 from montage_assets.cloud.offload import LIMIT_S, Offload
 from montage_assets.media.beat_analysis import BeatAnalysis
 from montage_assets.media.beats import analyze_song
@@ -99,3 +102,57 @@ def test_the_beats_are_found_here_when_cgpu_fails(
     assert len([record for record in caplog.records if line in record.getMessage()]) == 1
     assert (cloud.session.read_bytes(), cloud.session.stat().st_mtime_ns, cloud.session.stat().st_mode) == before
     assert "never-shown" not in caplog.text + told
+
+
+def test_a_cloud_that_failed_for_good_is_not_asked_again_in_the_run(
+    data: Path, cloud: Cloud, footage_folder: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = film_made(data, cloud, footage_folder, instance, monkeypatch, "no-capacity")
+    assert told["beats"] == told["scene_shards"] == f"here: {CloudFault.NO_CAPACITY.line}"
+    assert len(cloud.calls()) == 1
+
+
+def test_a_cloud_that_hangs_is_given_up_at_its_limit_and_the_film_is_made(
+    data: Path, cloud: Cloud, footage_folder: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("beats", "scenes"):
+        monkeypatch.setitem(LIMIT_S, kind, 1.5)
+    told = film_made(data, cloud, footage_folder, instance, monkeypatch, "hangs")
+    assert CloudFault.TIMED_OUT.line in told["beats"]
+    assert CloudFault.TIMED_OUT.line in told["scene_shards"]
+
+
+def test_beats_and_scenes_come_from_the_cloud_even_when_its_machine_changes_under_the_work(
+    data: Path, cloud: Cloud, footage_folder: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = film_made(data, cloud, footage_folder, instance, monkeypatch, "new-machine 3 3")
+    assert told["beats"] == told["scene_shards"] == "in the cloud: it was asked for"
+    edit = json.loads((data / "output" / "holiday" / "montage.json").read_text())
+    assert edit["music"]["tempo_bpm"] == pytest.approx(120, abs=0.1)
+    assert list(cloud.content.iterdir()) == [], "nothing is left lying on the cloud machine"
+    sent = all_sent(Settings.from_environment().data_root())
+    assert {entry.work for entry in sent} == {"beats", "scenes"}
+    assert sum(entry.bytes for entry in sent) < 1e6
+
+
+def film_made(
+    data: Path,
+    cloud: Cloud,
+    footage_folder: Path,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    behaviour: str,
+) -> dict[str, str]:
+    """Make the montage with a cloud that behaves so; where each asset says that its work was done."""
+    monkeypatch.setenv("CGPU_BEAT_DETECT", "true")
+    monkeypatch.setenv("CGPU_SCENE_DETECT", "true")
+    shutil.copytree(footage_folder, data / "input" / "holiday")
+    cloud.behave(behaviour)
+    before = (cloud.session.read_bytes(), cloud.session.stat().st_mtime_ns)
+    result = run_job("holiday", instance)
+    assert result.success
+    assert (cloud.session.read_bytes(), cloud.session.stat().st_mtime_ns) == before
+    with av.open(str(data / "output" / "holiday" / "montage.mp4")) as film:
+        assert sum(1 for _ in film.decode(video=0)) == 225
+    made = [event.materialization for event in result.all_events if event.is_step_materialization]
+    return {each.asset_key.path[-1]: str(each.metadata["done"].value) for each in made if "done" in each.metadata}

@@ -1,0 +1,66 @@
+"""Every class of failure has its line, and is told by what cgpu prints."""
+
+from __future__ import annotations
+
+import pytest
+
+from montage_assets.cloud.failures import CloudFailure, CloudFault, fault_of, one_line
+
+AUTHENTICATED = "Authenticated as Someone <someone@example.org>\n"
+
+
+@pytest.mark.parametrize("fault", CloudFault)
+def test_every_class_has_one_line_for_the_user(fault: CloudFault) -> None:
+    assert fault.line
+    assert "\n" not in fault.line
+    assert not (fault.lasting and fault.passing)
+
+
+@pytest.mark.parametrize(
+    ("out", "err", "fault"),
+    [
+        (AUTHENTICATED, "", CloudFault.NO_CAPACITY),
+        ("\x1b[32m" + AUTHENTICATED.strip() + "\x1b[39m\n", "", CloudFault.NO_CAPACITY),
+        ("", "", CloudFault.CRASHED),
+        (
+            AUTHENTICATED,
+            "Colab is temporarily out of GPU capacity for this account (tried: T4).",
+            CloudFault.NO_CAPACITY,
+        ),
+        (AUTHENTICATED, "Insufficient quota to assign server", CloudFault.QUOTA),
+        (AUTHENTICATED, "Failed request POST https://x/assign: Too Many Requests", CloudFault.QUOTA),
+        (AUTHENTICATED, "Account has been blocked from accessing Colab servers.", CloudFault.BLOCKED),
+        (AUTHENTICATED, "No eligible GPU accelerators reported by Colab for this account.", CloudFault.NOT_OFFERED),
+        (AUTHENTICATED, "Failed request POST https://x: Precondition Failed", CloudFault.TOO_MANY_RUNTIMES),
+        (AUTHENTICATED, "Failed request GET https://x: Unauthorized", CloudFault.SESSION_LOST),
+        (AUTHENTICATED, "Failed to create remote terminal: Bad Gateway", CloudFault.CONNECTION_LOST),
+        (
+            AUTHENTICATED,
+            "Command finished without reporting an exit code; assuming failure",
+            CloudFault.CONNECTION_LOST,
+        ),
+        (AUTHENTICATED, "read ECONNRESET", CloudFault.CONNECTION_LOST),
+        (AUTHENTICATED, "Upload failed (413 Payload Too Large)", CloudFault.UPLOAD_FAILED),
+        ("", "getaddrinfo ENOTFOUND oauth2.googleapis.com", CloudFault.OFFLINE),
+        ("", "connect ETIMEDOUT 142.250.1.1:443", CloudFault.OFFLINE),
+        ("", "Missing Colab OAuth credentials.\nProvide COLAB_CLIENT_ID", CloudFault.NOT_SET_UP),
+        ("No cached session found. Starting OAuth login...\n", "", CloudFault.NO_SESSION),
+        ("", "Stored session invalid, forcing login.", CloudFault.SESSION_LOST),
+        ("", "TypeError: Cannot read properties of undefined", CloudFault.CRASHED),
+    ],
+)
+def test_what_cgpu_prints_tells_the_class(out: str, err: str, fault: CloudFault) -> None:
+    assert fault_of(1, out, err) is fault
+
+
+def test_no_secret_and_no_colour_gets_into_a_line() -> None:
+    said = "\x1b[31mFailed: refresh_token=1//abcdefgh and Bearer ya29.secretsecret at https://x/y?token=abc\x1b[39m\n\n"
+    line = one_line(said)
+    assert "abcdefgh" not in line
+    assert "ya29" not in line
+    assert "token=abc" not in line
+    assert "\x1b" not in line
+
+
+def test_a_long_complaint_is_cut() -> None:
+    assert len(str(CloudFailure(CloudFault.CRASHED, "x" * 5000))) < 250
