@@ -60,11 +60,15 @@ class Resources:
 
 @dataclass(frozen=True)
 class Where:
-    """What runs, and in which namespace. `data`: the data root as the pods see it, None for the cluster's own."""
+    """What runs, and in which namespace. `data`: the data root as the pods see it, None for the cluster's own.
+
+    `is_our_image`: its entrypoint is kept, which hands signals on; another image's is replaced by the command.
+    """
 
     image: str
     namespace: str
     data: str | None = None
+    is_our_image: bool = True
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,7 @@ def _container(command: Sequence[str], where: Where, resources: Resources, env: 
         "name": "main",
         "image": where.image,
         "imagePullPolicy": "IfNotPresent",
-        "command": [_literally(word) for word in command],
+        "args" if where.is_our_image else "command": [_literally(word) for word in command],
         "envFrom": [
             {"configMapRef": {"name": SETTINGS_MAP, "optional": True}},
             {"secretRef": {"name": BUCKET_SECRET, "optional": True}},

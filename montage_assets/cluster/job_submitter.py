@@ -213,11 +213,12 @@ class JobSubmitter:
         return LocalJobs({"MONTAGE_DATA": self._settings.data})
 
     def _where(self, image: str | None = None) -> Where:
-        image = image or self._settings.image
-        if image is None:
+        chosen = image or self._settings.image
+        if chosen is None:
             raise ClusterError("set MONTAGE_IMAGE to the image that jobs are to run, e.g. registry:5000/montage-ai:1")
         data = self._settings.data
-        return Where(image, self._settings.namespace, data if "://" in data else None)
+        is_ours = image is None or image == self._settings.image
+        return Where(chosen, self._settings.namespace, data if "://" in data else None, is_ours)
 
     def _cluster(self) -> ClusterManager | None:
         """The nodes, None where only Kubernetes itself can choose."""

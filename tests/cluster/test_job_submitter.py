@@ -201,7 +201,7 @@ def test_any_image_runs_any_command_with_its_environment(cluster: KubernetesEmul
     succeed(submitter, job.name)
     assert submitter.get_pod_logs("hello") == f"$(nobody) {cluster.pods[0].node}\n"
     container = cluster.pods[0].spec["containers"][0]
-    assert container["image"] == "busybox:1"
+    assert (container["image"], "command" in container, "args" in container) == ("busybox:1", True, False)
     assert container["resources"]["limits"] == {"memory": "128Mi"}
 
 
@@ -322,6 +322,7 @@ def test_the_job_of_the_plan_in_valid_form() -> None:
     pod = spec["template"]["spec"]
     container = pod["containers"][0]
     assert container["resources"]["requests"] == {"cpu": "2", "memory": "4Gi"}
+    assert container["args"][:4] == ["python", "-m", "montage_assets.cluster.distributed_scene_detection", "--shard"]
     env = {entry["name"]: entry for entry in container["env"]}
     assert env["SHARD_COUNT"]["value"] == "4"
     field = env["SHARD_INDEX"]["valueFrom"]["fieldRef"]["fieldPath"]
