@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.execution.retries import RetryMode
 
+from montage_assets.cluster.cancelling import insisting_on_cancellation
 from montage_assets.cluster.errors import ClusterError
 from montage_assets.settings import ExecutorName, Settings
 
@@ -82,7 +83,7 @@ def _local(init_context: dg.InitExecutorContext, settings: Settings) -> dg.Execu
             "retries": {"enabled": {}},
         }
     assert chosen.executor_creation_fn is not None
-    return chosen.executor_creation_fn(init_context._replace(executor_config=config))
+    return _Cancellable(chosen.executor_creation_fn(init_context._replace(executor_config=config)))
 
 
 def _on_queues(init_context: dg.InitExecutorContext, settings: Settings) -> dg.Executor:
@@ -102,6 +103,21 @@ _EXECUTORS: Mapping[ExecutorName, Callable[[dg.InitExecutorContext, Settings], d
     "celery": _on_queues,
     "k8s": _in_pods,
 }
+
+
+class _Cancellable(dg.Executor):
+    """An executor whose run ends when it is cancelled in the UI or by `montage launch`."""
+
+    def __init__(self, executor: dg.Executor) -> None:
+        self._executor = executor
+
+    @property
+    def retries(self) -> RetryMode:
+        return self._executor.retries
+
+    def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[dg.DagsterEvent]:
+        with insisting_on_cancellation(plan_context.instance, plan_context.run_id):
+            yield from self._executor.execute(plan_context, execution_plan)
 
 
 class _InsteadOf(dg.Executor):

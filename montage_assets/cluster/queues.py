@@ -23,6 +23,7 @@ from celery.backends.redis import RedisBackend
 from dagster_celery.executor import CeleryExecutor
 
 from montage_assets.cluster.broker import REMEMBERED_S, RUNNING, Broker, BrokerAwayError, LiveWorker, shown
+from montage_assets.cluster.cancelling import insisting_on_cancellation
 from montage_assets.cluster.tasks import Work
 
 if TYPE_CHECKING:
@@ -150,7 +151,8 @@ class QueueExecutor(CeleryExecutor):
             send = _sender(app, context, step, queue, _redis_priority(priority, step.key), known_state)
             return QueuedStep(watch, context.for_step(step), queue, send, lambda id_: _result_of(app, id_), app)
 
-        return core_celery_execution_loop(plan_context, execution_plan, step_execution_fn=put)  # type: ignore[no-any-return]
+        with insisting_on_cancellation(plan_context.instance, plan_context.run_id):
+            yield from core_celery_execution_loop(plan_context, execution_plan, step_execution_fn=put)
 
 
 class _Watch:

@@ -68,10 +68,10 @@ class Farm:
         """Wait until so many workers have shown themselves."""
         wait_until(lambda: len(self.live_workers()) == number, f"{number} workers at work", self.logs)
 
-    def make(self, montage: str, **more: str) -> subprocess.Popen[str]:
-        """Start to make a montage of input/."""
+    def make(self, montage: str, *options: str, **more: str) -> subprocess.Popen[str]:
+        """Start to make a montage of input/; `more` are variables of the environment."""
         return subprocess.Popen(
-            [*COMMAND, "make", str(self.data / "input" / montage)],
+            [*COMMAND, "make", str(self.data / "input" / montage), *options],
             env={**self.environment, **more},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
