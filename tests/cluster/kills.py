@@ -1,7 +1,7 @@
 """Runs in pods that are killed at random: `python -m tests.cluster.kills --runs 20 [--seed N]`.
 
-Every few seconds a pod is killed (exit 137), a job deleted, or a node lost for a while; the run's own pod is not spared,
-and a real daemon takes such a run up again. Every run must end in the film of an undisturbed run, with no shard
+Every few seconds a pod is killed (exit 137), a job deleted, or a node lost for a while. The run's own pod is not
+spared; a real daemon takes such a run up again. Every run must end in the film of an undisturbed run, with no shard
 missing or twice, or in a failure that names the step.
 """
 
@@ -58,7 +58,9 @@ def _disturbed_run(folder: Path, footage: Path, chance: random.Random | None) ->
     data = folder / "data"
     shutil.copytree(footage, data / "input" / "small")
     with deployed(plan(), data, folder, {"MONTAGE_WORKERS": "4"}) as deployment:
-        environment = {**os.environ, "DAGSTER_HOME": deployment.instance.root_directory, "MONTAGE_DATA": str(data)}
+        # The daemon is to take up runs; its sensor must find nothing to make.
+        elsewhere = {"MONTAGE_DATA": str(folder / "nothing"), "KUBECONFIG": str(deployment.cluster.kubeconfig)}
+        environment = {**os.environ, "DAGSTER_HOME": deployment.instance.root_directory, **elsewhere}
         daemon = subprocess.Popen(
             [Path(sys.executable).with_name("dagster-daemon"), "run", "-m", "montage_assets.definitions"],
             env=environment,
