@@ -1,7 +1,8 @@
 """A run that is to be cancelled is cancelled.
 
-Dagster tells the process of a run once, by a signal, and forgets one that arrives while it stores an event or native
-code calls back. The run's status stays: it is looked at here, and the signal repeated.
+Dagster tells the process of a run once, by a signal. A step that may be tried again is then tried again, and a signal
+that arrives while native code calls back is lost. The run's status stays: it is looked at here, and the signal sent
+again and again.
 """
 
 from __future__ import annotations
