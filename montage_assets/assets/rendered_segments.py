@@ -9,10 +9,12 @@ from pathlib import Path, PurePosixPath
 import dagster as dg
 
 from montage_assets import layout
+from montage_assets.assets import cloud_segments
 from montage_assets.assets.clip_selections import Selection
 from montage_assets.assets.common import GROUP, OWNERS, RETRIES, by_name, clip_source, data_root, mapping_key, task_tags
 from montage_assets.assets.footage import Footage
 from montage_assets.assets.proxies import Proxies
+from montage_assets.cloud.offload import Offload
 from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
 from montage_assets.io import dump_record, read_record
@@ -59,6 +61,8 @@ class SegmentTask:
     format: OutputFormat
     encoder: str | None = None
     """The encoder that the user asked for where the run was planned; None leaves it to the worker."""
+    film_s: float = 0.0
+    """Length of the whole film in seconds."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,8 @@ def segment_plan(footage: Footage, proxies: Proxies, selection: Selection, wish:
     tasks = []
     for index, group in enumerate(groups):
         shots = [sources[position] for position in group]
-        tasks.append(SegmentTask(index, len(groups), _segment_key(shots, fmt, encoder), shots, fmt, encoder))
+        key = _segment_key(shots, fmt, encoder)
+        tasks.append(SegmentTask(index, len(groups), key, shots, fmt, encoder, float(edit.frames / edit.fps)))
     return SegmentPlan(tasks)
 
 
@@ -264,8 +269,11 @@ def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -
     def on_fallback(failed: ReadyEncoder, failure: FfmpegFailed) -> None:
         memory.note_failure(failed, failure, context.log.warning)
 
+    offload = Offload(settings, root, context.run_id, context.log)
     with root.writing(task.key) as path:
-        done = render.render_segment(
+        # An encoder that was asked for is not replaced by the cloud's.
+        in_cloud = None if task.encoder else cloud_segments.encode(offload, shots, task.format, path, task.film_s)
+        done = (in_cloud.value if in_cloud else None) or render.render_segment(
             shots,
             task.format,
             path,
@@ -274,6 +282,7 @@ def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -
             on_progress=on_progress,
             on_fallback=on_fallback,
         )
+    fallbacks = [f"cloud GPU: {in_cloud.reason}"] if in_cloud and in_cloud.fell_back else []
     report = SegmentReport(
         index=task.index,
         key=task.key,
@@ -283,7 +292,7 @@ def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -
         size_bytes=done.size_bytes,
         seconds=round(counter.seconds, 3),
         cpu_seconds=round(done.cpu_s, 3),
-        fallback=done.fallback,
+        fallback="; ".join(filter(None, [*fallbacks, done.fallback])),
     )
     # Written after the segment itself: its presence says that the segment is whole.
     root.write_bytes(_report_key(task), dump_record(report))

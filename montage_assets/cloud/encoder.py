@@ -9,12 +9,12 @@ for films longer than CGPU_ENCODE_THRESHOLD.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import uuid
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from montage_assets.cloud.client import CGPUClient
 from montage_assets.cloud.failures import CloudFailure, CloudFault
@@ -32,7 +32,7 @@ _PROBE_S = 120.0
 _WORK_S = 300.0
 _SECONDS_PER_FRAME = 0.5
 _SCRIPT = SCRIPTS / "encode.py"
-_VERDICT = "verdict.json"
+_NAME = "GPU: "
 
 
 @dataclass(frozen=True)
@@ -54,58 +54,54 @@ class CGPUEncoder:
         self._on_sent = on_sent
 
     def encode_remote(
-        self, source: Path, output: Path, codec: NvencCodec = "h264_nvenc", *, extra: tuple[str, ...] = ()
+        self,
+        source: Path,
+        output: Path,
+        codec: NvencCodec = "h264_nvenc",
+        *,
+        flags: Sequence[str] | None = None,
+        extra: Sequence[str] = (),
     ) -> RemoteEncode:
         """Encode the pictures of a file anew, keep its sound as it is; `output` appears when it is whole.
 
-        `extra` are more ffmpeg arguments for the output, such as the length of its GOPs. Raises CloudFailure
-        (NO_ENCODER before anything is sent, when the GPU there cannot encode), and MediaError when the source cannot
-        be read.
+        `flags` are ffmpeg's for the encoder, `-c:v` included (default: `quality_flags`), with which it is tested
+        first; `extra` more of them for the output, such as its container's. Raises CloudFailure (NO_ENCODER before
+        anything is sent, when the GPU there cannot encode), and MediaError when the source cannot be read.
         """
         if codec not in CODECS:
             raise ValueError(f"{codec!r} is no encoder of NVENC; choose one of {', '.join(CODECS)}")
         if source.suffix.lower() not in SUFFIXES or output.suffix.lower() not in SUFFIXES:
             raise ValueError(f"a source and an output of an encode in the cloud are one of {', '.join(SUFFIXES)}")
         frames = frames_in(source)[0]
-        return in_workspace(
-            self._client, lambda workspace: self._encode(workspace, source, output, codec, extra, frames), self._on_sent
-        )
+        chosen = quality_flags(codec) if flags is None else flags
 
-    def _encode(
-        self, workspace: Workspace, source: Path, output: Path, codec: NvencCodec, extra: tuple[str, ...], frames: int
-    ) -> RemoteEncode:
-        gpu = _gpu_that_encodes(workspace, codec)
-        made = f"output{output.suffix.lower()}"
-        with tempfile.TemporaryDirectory(prefix="montage-cloud-") as place:
-            nameless = Path(place) / f"input{source.suffix.lower()}"
-            nameless.symlink_to(source.resolve())
-            workspace.put([nameless], "a film to encode")
-        command = encode_command(nameless.name, made, codec, extra)
-        run_script(workspace, _SCRIPT, "encode", *command, timeout_s=_WORK_S + _SECONDS_PER_FRAME * frames)
-        temporary = output.with_name(f".{uuid.uuid4().hex[:12]}.partial{output.suffix}")
-        try:
-            workspace.get(made, temporary)
-            _check(temporary, codec, frames)
-            size = temporary.stat().st_size
-            temporary.replace(output)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return RemoteEncode(output, codec, gpu, frames, size)
+        def work(workspace: Workspace) -> RemoteEncode:
+            gpu = _gpu_that_encodes(workspace, chosen)
+            made = f"output{output.suffix.lower()}"
+            with tempfile.TemporaryDirectory(prefix="montage-cloud-") as place:
+                nameless = Path(place) / f"input{source.suffix.lower()}"
+                nameless.symlink_to(source.resolve())
+                workspace.put([nameless], "a film to encode")
+            command = encode_command(nameless.name, made, codec, flags=chosen, extra=extra)
+            run_script(workspace, _SCRIPT, "encode", *command, timeout_s=_WORK_S + _SECONDS_PER_FRAME * frames)
+            return _fetch(workspace, made, RemoteEncode(output, codec, gpu, frames, 0))
+
+        return in_workspace(self._client, work, self._on_sent)
 
 
-def encode_command(source: str, output: str, codec: NvencCodec, extra: tuple[str, ...] = ()) -> list[str]:
-    """The ffmpeg arguments of an encode there: decoded and encoded on the GPU, without the frames leaving it.
-
-    `-cq` alone would be held back by ffmpeg's default of 2 Mbit/s, hence `-rc vbr -b:v 0`.
-    """
+def encode_command(
+    source: str, output: str, codec: NvencCodec, *, flags: Sequence[str] | None = None, extra: Sequence[str] = ()
+) -> list[str]:
+    """The ffmpeg arguments of an encode there: decoded and encoded on the GPU, without the frames leaving it."""
     return [
         "-hwaccel", "cuda", "-hwaccel_output_format", "cuda", "-i", source, "-map", "0:v:0", "-map", "0:a?",
-        *quality_flags(codec), *extra, "-c:a", "copy", output,
+        *(quality_flags(codec) if flags is None else flags), "-c:a", "copy", *extra, output,
     ]  # fmt: skip
 
 
 def quality_flags(codec: NvencCodec) -> list[str]:
-    """The encoder and its constant quality; the probe uses the very same."""
+    """The encoder and its constant quality. `-cq` alone would be held back by ffmpeg's default of 2 Mbit/s, hence
+    `-rc vbr -b:v 0`."""
     return ["-c:v", codec, "-preset", PRESET, "-rc", "vbr", "-cq", str(QUALITY), "-b:v", "0"]
 
 
@@ -126,17 +122,17 @@ def frames_in(film: Path) -> tuple[int, str]:
         raise MediaError(f"{film.name} cannot be read ({error}); nothing of it can be encoded") from None
 
 
-def _gpu_that_encodes(workspace: Workspace, codec: NvencCodec) -> str:
+def _gpu_that_encodes(workspace: Workspace, flags: Sequence[str]) -> str:
     """The GPU's name. Raises NO_ENCODER when it is known to have none, or a short encode there does not work."""
     workspace.put([_SCRIPT], "a script")
-    run_script(workspace, _SCRIPT, "name", _VERDICT, timeout_s=_PROBE_S)
-    name = str(_verdict(workspace).get("gpu", ""))
+    told = run_script(workspace, _SCRIPT, "name", timeout_s=_PROBE_S).lines
+    name = next((line.removeprefix(_NAME) for line in told if line.startswith(_NAME)), "")
     if not name:
         raise CloudFailure(CloudFault.NO_ENCODER, "the cloud machine has no NVIDIA GPU")
     if has_no_encoder(name):
         raise CloudFailure(CloudFault.NO_ENCODER, f"{name} has none")
     try:
-        run_script(workspace, _SCRIPT, "probe", *quality_flags(codec), timeout_s=_PROBE_S)
+        run_script(workspace, _SCRIPT, "probe", *flags, timeout_s=_PROBE_S)
     except CloudFailure as failure:
         if failure.fault is CloudFault.WORK_FAILED:
             raise CloudFailure(CloudFault.NO_ENCODER, f"{name}: {failure.detail}") from None
@@ -144,17 +140,17 @@ def _gpu_that_encodes(workspace: Workspace, codec: NvencCodec) -> str:
     return name
 
 
-def _verdict(workspace: Workspace) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="montage-cloud-") as place:
-        file = Path(place) / _VERDICT
-        workspace.get(_VERDICT, file)
-        try:
-            value = json.loads(file.read_bytes())
-        except ValueError:
-            value = None
-    if not isinstance(value, dict):
-        raise CloudFailure(CloudFault.WRONG_RESULT)
-    return value
+def _fetch(workspace: Workspace, made: str, wanted: RemoteEncode) -> RemoteEncode:
+    output = wanted.output
+    temporary = output.with_name(f".{uuid.uuid4().hex[:12]}.partial{output.suffix}")
+    try:
+        workspace.get(made, temporary)
+        _check(temporary, wanted.codec, wanted.frames)
+        size = temporary.stat().st_size
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return replace(wanted, size_bytes=size)
 
 
 def _check(film: Path, codec: NvencCodec, frames: int) -> None:

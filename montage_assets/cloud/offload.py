@@ -46,10 +46,12 @@ class Log(Protocol):
 
 @dataclass(frozen=True)
 class Outcome(Generic[Result]):
-    """`value` is None when the work is to be done here; `reason` says why it was, or was not, done in the cloud."""
+    """`value` is None when the work is to be done here; `reason` says why it was, or was not, done in the cloud.
+    `fell_back`: it was to go there, but the cloud failed, now or earlier in the run."""
 
     value: Result | None
     reason: str
+    fell_back: bool = False
 
     @property
     def told(self) -> str:
@@ -101,7 +103,7 @@ class Offload:
         if not decision.cloud:
             if decision.reason != closed_by:  # that was logged when it happened
                 self._log.info(f"{work.kind}: done here; {decision.reason}")
-            return Outcome(None, decision.reason)
+            return Outcome(None, decision.reason, fell_back=closed_by is not None and decision.reason == closed_by)
         try:
             return Outcome(do(self._session(work)), decision.reason)
         except CloudFailure as failure:
@@ -110,7 +112,7 @@ class Offload:
         except MediaError as error:
             reason = f"it cannot be prepared for the cloud: {error}"
         self._log.warning(f"{work.kind}: done here instead of in the cloud; {reason}")
-        return Outcome(None, reason)
+        return Outcome(None, reason, fell_back=True)
 
     def _session(self, work: Work) -> Session:
         client = CGPUClient.from_settings(self._settings, deadline_s=LIMIT_S[work.kind])

@@ -55,8 +55,9 @@ COSTS: dict[WorkKind, _Cost] = {
 @dataclass(frozen=True)
 class Work:
     """One piece of work. `seconds` is the length of all its media together, `items` how many files they are, `width`
-    and `height` the picture's. `upload_bytes` and `download_bytes` are what would travel. `latency_first`: somebody
-    waits for a first look, so that an early result counts more than throughput."""
+    and `height` the picture's. `film_s` is the length of the film that it is a part of, if it is one. `upload_bytes`
+    and `download_bytes` are what would travel. `latency_first`: somebody waits for a first look, so that an early
+    result counts more than throughput."""
 
     kind: WorkKind
     seconds: float
@@ -66,6 +67,12 @@ class Work:
     upload_bytes: int = 0
     download_bytes: int = 0
     latency_first: bool = False
+    film_s: float | None = None
+
+    @property
+    def whole_s(self) -> float:
+        """The length that counts where lengths are compared."""
+        return self.seconds if self.film_s is None else self.film_s
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ def _bar(work: Work, circumstances: Circumstances) -> str | None:
         return "CGPU_GPU_ENABLED is not true, so nothing leaves this machine"
     if circumstances.use == "off":
         return "the cloud is switched off for this work"
-    if work.kind == "encode" and work.seconds <= circumstances.encode_threshold_s:
+    if work.kind == "encode" and work.whole_s <= circumstances.encode_threshold_s:
         return f"the film is no longer than CGPU_ENCODE_THRESHOLD, {circumstances.encode_threshold_s} s"
     if circumstances.offline:
         return "this machine is offline"
@@ -142,8 +149,8 @@ def _better_here(work: Work, circumstances: Circumstances) -> str | None:
         return "a first look is wanted soon, and the cloud takes its time to begin"
     if circumstances.local_gpu and cost.gpu_helps:
         return "this machine has a GPU of its own"
-    if work.seconds < SHORT_S and not cost.ai:
-        return f"{work.seconds:.0f} s of media are done here before the cloud has begun"
+    if work.whole_s < SHORT_S and not cost.ai:
+        return f"{work.whole_s:.0f} s of media are done here before the cloud has begun"
     return None
 
 

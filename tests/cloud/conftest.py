@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from montage_assets.cloud import client as clients
 from montage_assets.cloud import offload
 from montage_assets.cloud.client import CGPUClient
 from montage_assets.media.ffmpeg import ffmpeg_program
-from tests.cloud import cgpu_program
+from tests.cloud import cgpu_program, nvenc_program
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Cloud:
 
     def calls(self) -> list[list[str]]:
         return cgpu_program.calls(self.state)
+
+    def give_gpu(self, name: str = "Tesla T4", flaw: str = "none") -> None:
+        """A GPU for the cloud machine, and an ffmpeg with its encoder; see `nvenc_program` for the flaws."""
+        cgpu_program.give_program(self.state, "nvidia-smi", f'echo "{name}"')
+        stand_in = f'exec "{sys.executable}" "{nvenc_program.__file__}" {flaw} "{ffmpeg_program()}" "$@"'
+        cgpu_program.give_program(self.state, "ffmpeg", stand_in)
 
     def client(self, **limits: float) -> CGPUClient:
         lock = self.folder / "lock"

@@ -135,6 +135,43 @@ def test_beats_and_scenes_come_from_the_cloud_even_when_its_machine_changes_unde
     assert sum(entry.bytes for entry in sent) < 1e6
 
 
+def test_segments_of_a_long_film_are_encoded_in_the_cloud(
+    data: Path, cloud: Cloud, footage_folder: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CGPU_ENCODE", "true")
+    monkeypatch.setenv("CGPU_ENCODE_THRESHOLD", "8")
+    cloud.give_gpu("Tesla T4")
+    film_made(data, cloud, footage_folder, instance, monkeypatch, "", beats_and_scenes="false")
+    assert {report["encoder"] for report in segment_reports(data)} == {"h264_nvenc (Tesla T4, cloud)"}
+    assert {report["fallback"] for report in segment_reports(data)} == {""}
+
+
+@pytest.mark.parametrize(("threshold", "gpu"), [("8", "NVIDIA A100-SXM4-40GB"), ("9", "Tesla T4")])
+def test_segments_are_encoded_here_when_the_gpu_cannot_or_the_film_is_short(
+    threshold: str,
+    gpu: str,
+    data: Path,
+    cloud: Cloud,
+    footage_folder: Path,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CGPU_ENCODE", "true")
+    monkeypatch.setenv("CGPU_ENCODE_THRESHOLD", threshold)
+    cloud.give_gpu(gpu)
+    film_made(data, cloud, footage_folder, instance, monkeypatch, "", beats_and_scenes="false")
+    is_short = threshold == "9"
+    reason = "" if is_short else f"cloud GPU: {CloudFault.NO_ENCODER.line} ({gpu} has none)"
+    assert {(report["encoder"], report["fallback"]) for report in segment_reports(data)} == {("libx264", reason)}
+    assert (cloud.calls() == []) is is_short
+
+
+def segment_reports(data: Path) -> list[dict[str, str]]:
+    reports = [json.loads(path.read_text()) for path in (data / "work" / "segments").rglob("*.json")]
+    assert reports
+    return reports
+
+
 def film_made(
     data: Path,
     cloud: Cloud,
@@ -142,10 +179,11 @@ def film_made(
     instance: dg.DagsterInstance,
     monkeypatch: pytest.MonkeyPatch,
     behaviour: str,
+    beats_and_scenes: str = "true",
 ) -> dict[str, str]:
     """Make the montage with a cloud that behaves so; where each asset says that its work was done."""
-    monkeypatch.setenv("CGPU_BEAT_DETECT", "true")
-    monkeypatch.setenv("CGPU_SCENE_DETECT", "true")
+    monkeypatch.setenv("CGPU_BEAT_DETECT", beats_and_scenes)
+    monkeypatch.setenv("CGPU_SCENE_DETECT", beats_and_scenes)
     shutil.copytree(footage_folder, data / "input" / "holiday")
     cloud.behave(behaviour)
     before = (cloud.session.read_bytes(), cloud.session.stat().st_mtime_ns)
