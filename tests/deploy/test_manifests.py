@@ -176,10 +176,22 @@ def test_the_accounts_may_work_with_jobs_and_look_at_pods_and_nodes_and_no_more(
         "events",
         "nodes",
     }
-    with_token = {
-        name for name, pod in pod_specs(built("distributed")) if pod.get("automountServiceAccountToken", True)
+    bound = {
+        subject["name"]
+        for item in objects
+        if item["kind"] in ("RoleBinding", "ClusterRoleBinding")
+        for subject in item["subjects"]
     }
-    assert with_token == {"Deployment montage-ai-web"}
+    assert bound == {"montage-web", "montage-run"}
+    users = {name: pod["serviceAccountName"] for name, pod in pod_specs(built("distributed"))}
+    assert {name for name, account in users.items() if account in bound} == {"Deployment montage-ai-web"}
+
+
+@pytest.mark.parametrize("name", [*WHOLE, "workers"])
+def test_whoever_opens_the_instance_has_a_token_since_its_launcher_reads_one(name: str) -> None:
+    for pod_name, pod in pod_specs(built(name)):
+        opens = any(volume.get("configMap", {}).get("name") == "montage-dagster" for volume in pod["volumes"])
+        assert pod.get("automountServiceAccountToken", True) is opens, pod_name
 
 
 @pytest.mark.parametrize("name", [*WHOLE, "workers"])
