@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import re
+import signal
 import subprocess
 import threading
 import time
@@ -114,7 +115,13 @@ def run_ffmpeg(
     if on_progress is not None:
         command += ["-progress", "pipe:1", "-stats_period", "1"]
     command += list(args)
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=stall_s is not None,  # so that all of it can be killed
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         log = _LogTail(process.stderr)
@@ -124,7 +131,7 @@ def run_ffmpeg(
             _follow_progress(process.stdout, stall.seen_by(on_progress) if stall and on_progress else on_progress)
             code = process.wait()
         except BaseException:
-            process.kill()
+            _kill(process, with_children=stall_s is not None)
             raise
         finally:
             timed_out = timer is not None and not timer.is_alive() and process.poll() not in (0, None)
@@ -133,7 +140,7 @@ def run_ffmpeg(
             if stall is not None:
                 stall.end()
         text = log.text()
-    if stall is not None and stall.struck:
+    if stall is not None and stall.struck and code != 0:
         raise FfmpegFailed(f"{what} gave no frame for {stall_s:g} s and was stopped", text, hung=True)
     if code != 0:
         raise _failure(what, code, text, timeout_s if timed_out else None)
@@ -212,8 +219,17 @@ class _StallWatch:
         while not self._ended.wait(min(1.0, self._limit_s / 4)):
             if time.monotonic() - self._since > self._limit_s:
                 self.struck = True
-                self._process.kill()
+                _kill(self._process, with_children=True)
                 return
+
+
+def _kill(process: subprocess.Popen[bytes], with_children: bool) -> None:
+    """Kill a program; with its children where it has a session of its own, as they may hold its pipes open."""
+    if not with_children:
+        process.kill()
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _ignore(progress: Progress) -> None:
