@@ -121,11 +121,12 @@ class MachineEncoders:
         return ReadyEncoder(ready.encoder, ready.device, candidate.b_frames, ready.numbers)
 
     def _state(self, encoder: Encoder, device: str, quality: Quality, fresh: bool) -> EncoderState:
-        found = {depth: self._tested_again(encoder, device, depth, fresh) for depth in encoder.depths}
-        depths = tuple(depth for depth, result in found.items() if result.works)
-        works = found[8].works
+        first = self._tested_again(encoder, device, 8, fresh)
+        others = [depth for depth in encoder.depths if depth != 8] if first.works else []
+        depths = [depth for depth in others if self._tested_again(encoder, device, depth, fresh).works]
+        works = first.works
         measured = self.measured.get(encoder.name, device, quality) if works and not fresh else None
-        return EncoderState(encoder, device, works, found[8].reason, depths, measured)
+        return EncoderState(encoder, device, works, first.reason, (8, *depths) if works else (), measured)
 
     def _tested_again(self, encoder: Encoder, device: str, bit_depth: int, fresh: bool) -> ProbeResult:
         known = self.probes.get(encoder, device, TEST_SIZE, bit_depth)
