@@ -6,6 +6,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -77,7 +78,7 @@ class PostgresServer:
 
     def stop(self) -> None:
         """End the server and remove its data."""
-        self._process.terminate()
+        self._process.send_signal(signal.SIGINT)  # without waiting for clients
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:

@@ -17,8 +17,9 @@ from dagster_k8s.job import UserDefinedDagsterK8sConfig, construct_dagster_k8s_j
 
 from montage_assets.cluster.placement import Placer, Step, k8s_config
 from montage_assets.cluster.tasks import TaskType
-from tests.assets.small_montage import failure_of, run_job, write_montage
-from tests.cluster.clusters import Nodes, plan
+from tests.assets.small_montage import write_montage
+from tests.cluster.clusters import AMD, JETSON, Nodes, plan
+from tests.cluster.emulator import KubernetesEmulator
 from tests.deploy.manifests import (
     DEPLOY,
     Manifest,
@@ -56,20 +57,62 @@ def instance(postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.Monke
         yield found
 
 
-def test_a_montage_made_on_postgres_is_recorded_there(
+def test_the_cluster_as_deployed_makes_a_montage_in_pods(
     instance: dg.DagsterInstance, postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MONTAGE_EXECUTOR", "local")
-    write_montage(tmp_path / "data/input/small")
-    instance.add_dynamic_partitions("montage", ["small"])
-    result = run_job("small", instance)
-    assert result.success, failure_of(result)
-    assert (tmp_path / "data/output/small/montage.mp4").is_file()
-    ((status,),) = postgres.query(f"SELECT status FROM runs WHERE run_id = '{result.run_id}'")  # noqa: S608
+    """Launcher, settings, secret and code location as the manifests have them; paths and addresses as they are here."""
+    objects = built("base")
+    data = tmp_path / "data"
+    write_montage(data / "input/small", spec="resolution: 192x108\nfps: 25\nquality: preview\nduration: 4\n")
+    home = tmp_path / "home"
+    here = {
+        name: value for name, value in postgres.environment().items() if name in ("DAGSTER_PG_HOST", "DAGSTER_PG_PORT")
+    }
+    paths = {
+        "MONTAGE_DATA": str(data),
+        "DAGSTER_HOME": str(home),
+        "MONTAGE_CLUSTER_CONFIG": str(DEPLOY / "cluster.yaml"),
+    }
+    few = {"MONTAGE_WORKERS": "1"}
+    soon = {"DAGSTER_STEP_DELEGATING_EXECUTOR_SLEEP_SECONDS": "0.2", "MONTAGE_STEP_LOGS": str(tmp_path / "logs")}
+    priorities = {"montage-render": the(objects, "PriorityClass", "montage-render")["value"]}
+    with KubernetesEmulator(
+        plan(), tmp_path / "cluster", environment={**here, **paths, **few, **soon}, priority_classes=priorities
+    ) as cluster:
+        for name in ("montage-settings", "montage-dagster", "montage-cluster"):
+            cluster.put("configmaps", the(objects, "ConfigMap", name))
+        password = {"stringData": {"postgresql-password": postgres.password}}
+        cluster.put(
+            "secrets", {"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "montage-postgres"}, **password}
+        )
+        config = (DEPLOY / "dagster.yaml").read_text()
+        outside = (
+            f"config:\n    load_incluster_config: false\n    kubeconfig_file: {cluster.kubeconfig}\n    service_account"
+        )
+        (home / "dagster.yaml").write_text(config.replace("config:\n    service_account", outside))
+        monkeypatch.setenv("FFMPEG_HWACCEL", "auto")
+        monkeypatch.setenv("OUTPUT_CODEC", "")
+        with dg.DagsterInstance.get() as outer:
+            outer.add_dynamic_partitions("montage", ["small"])
+            run = _run_of_the_code_location(outer, objects, {"dagster/partition": "small"})
+            outer.run_launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
+            cluster.wait_until(lambda _: _status(outer, run.run_id) in ("SUCCESS", "FAILURE"), timeout_s=300)
+            assert _status(outer, run.run_id) == "SUCCESS", [entry.user_message for entry in outer.all_logs(run.run_id)]
+        assert (data / "output/small/montage.mp4").is_file()
+        run_pod = cluster.pods[0]
+        assert run_pod.node not in (AMD, JETSON), "the run's own pod keeps off GPU nodes"
+        assert {pod.node for pod in cluster.pods} & {AMD, JETSON}, "what encodes goes to GPU nodes"
+    ((status,),) = postgres.query(f"SELECT status FROM runs WHERE run_id = '{run.run_id}'")  # noqa: S608
     assert status == "SUCCESS"
     keys = {row[0] for row in postgres.query("SELECT DISTINCT asset_key FROM event_logs WHERE asset_key IS NOT NULL")}
     assert {'["footage"]', '["montage"]'} <= keys
-    assert not list((tmp_path / "home").rglob("*.db"))
+    assert not list(tmp_path.rglob("*.db")), "nothing is kept in SQLite"
+
+
+def _status(instance: dg.DagsterInstance, run_id: str) -> str:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return run.status.value
 
 
 def test_the_instance_watches_its_runs_and_takes_up_those_that_lost_their_pod(instance: dg.DagsterInstance) -> None:
@@ -113,22 +156,28 @@ def test_the_pod_of_a_step_has_the_same_but_goes_where_it_is_placed(instance: dg
         assert 44 in pod["securityContext"]["supplementalGroups"]
 
 
-def _job_of_a_run(instance: dg.DagsterInstance, objects: list[Manifest]) -> Manifest:
-    """What the launcher sends to Kubernetes for a run of the code location."""
+def _run_of_the_code_location(
+    instance: dg.DagsterInstance, objects: list[Manifest], tags: dict[str, str] | None = None
+) -> dg.DagsterRun:
+    """A run as the code location of these manifests hands it to the launcher."""
     from montage_assets.local_run import montage_job
 
+    job = dg.reconstructable(montage_job)
+    origin = job.get_python_origin()
+    repository = origin.repository_origin._replace(container_context=container_context_of(objects))
+    code_origin = origin._replace(repository_origin=repository)
+    return instance.create_run_for_job(job.get_definition(), job_code_origin=code_origin, tags=tags)
+
+
+def _job_of_a_run(instance: dg.DagsterInstance, objects: list[Manifest]) -> Manifest:
+    """What the launcher sends to Kubernetes for a run of the code location."""
     sent: list[Any] = []
     launcher = instance.run_launcher
     assert isinstance(launcher, K8sRunLauncher)
     launcher._api_client.create_namespaced_job_with_retries = (  # type: ignore[method-assign]
         lambda body, namespace: sent.append((body, namespace))
     )
-    job = dg.reconstructable(montage_job)
-    origin = job.get_python_origin()
-    repository = origin.repository_origin._replace(container_context=container_context_of(objects))
-    run = instance.create_run_for_job(
-        job.get_definition(), job_code_origin=origin._replace(repository_origin=repository)
-    )
+    run = _run_of_the_code_location(instance, objects)
     launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
     ((body, namespace),) = sent
     assert namespace == "montage-ai"
@@ -139,14 +188,7 @@ def _job_of_a_step(instance: dg.DagsterInstance, objects: list[Manifest], config
     """What Dagster's step handler makes of the launcher, the code location and the step's tag, in its order."""
     launcher = instance.run_launcher
     assert isinstance(launcher, K8sRunLauncher)
-    from montage_assets.local_run import montage_job
-
-    job = dg.reconstructable(montage_job)
-    origin = job.get_python_origin()
-    repository = origin.repository_origin._replace(container_context=container_context_of(objects))
-    run = instance.create_run_for_job(
-        job.get_definition(), job_code_origin=origin._replace(repository_origin=repository)
-    )
+    run = _run_of_the_code_location(instance, objects)
     context = K8sContainerContext.create_for_run(run, launcher, include_run_tags=False)
     context = context.merge(K8sContainerContext(run_k8s_config=UserDefinedDagsterK8sConfig.from_dict(config)))
     body = construct_dagster_k8s_job(
