@@ -237,7 +237,8 @@ def _held(lock: Path, wait_s: float) -> Iterator[None]:
 
 
 def _failure_of(reply: _Reply) -> CloudFailure:
-    fault = fault_of(reply.code, reply.out, reply.err)
+    before_the_work = reply.out.partition("MONTAGE")[0]
+    fault = fault_of(reply.code, before_the_work, reply.err)
     explains_itself = fault in (CloudFault.CRASHED, CloudFault.UPLOAD_FAILED, CloudFault.OFFLINE)
     return CloudFailure(fault, (reply.err.strip() or reply.out) if explains_itself else "")
 
@@ -327,18 +328,18 @@ class _Listener:
         return b"".join(self._parts).decode("utf-8", "replace")
 
     def _listen(self) -> None:
-        begun = False
+        logged_in = False
         with contextlib.suppress(ValueError, OSError):  # closed under our feet when the program is stopped
             for line in self._stream:
                 self._parts.append(line)
                 self._bytes += len(line)
                 if self._bytes > _MOST_OUTPUT:
                     self.seen_enough = True
-                # Only cgpu itself speaks before the work begins; the work may print what it likes.
-                elif not begun and wants_login(line.decode("utf-8", "replace")):
+                # Once logged in, cgpu begins no other login; the work, and the echo of it, may print what they like.
+                elif not logged_in and wants_login(line.decode("utf-8", "replace")):
                     self._waits_for_login.set()
                     self.seen_enough = True
-                begun = begun or b"MONTAGE:BEGIN:" in line
+                logged_in = logged_in or b"Authenticated as" in line
                 if self.seen_enough:
                     break
         self._ended.set()
