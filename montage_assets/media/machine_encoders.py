@@ -84,7 +84,8 @@ class MachineEncoders:
             if not devices:
                 left_out.append(LeftOut(encoder.name, no_device(encoder)))
             tried += [self._tested(encoder, device, need) for device in devices]
-        software = self.measured.get(software_encoder(need.codec).name, "", need.quality)
+        # Without hardware there is nothing to compare, and no ffmpeg to ask for its build.
+        software = self.measured.get(software_encoder(need.codec).name, "", need.quality) if tried else None
         families = families_in_order(self.host)
         return choose(need, wish, tried, left_out, families, software.fps if software else None)
 
