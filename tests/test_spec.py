@@ -15,6 +15,7 @@ from montage_assets.spec import (
     parse_override,
     parse_spec,
     spec_schema,
+    with_default_codec,
     with_overrides,
 )
 
@@ -142,3 +143,19 @@ def test_the_schema_names_and_explains_every_key() -> None:
     assert set(schema["properties"]) == set(MontageSpec.model_fields)
     assert all(entry.get("description") for entry in schema["properties"].values())
     assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("yaml", "output_codec", "codec"),
+    [
+        ("", None, "h264"),
+        ("", "av1", "av1"),
+        ("pace: fast", "hevc_vaapi", "hevc"),
+        ("codec: h264", "hevc", "h264"),
+        ("codec: av1", "h264_nvenc", "av1"),
+    ],
+)
+def test_the_environments_codec_is_taken_where_the_file_names_none(
+    yaml: str, output_codec: str | None, codec: str
+) -> None:
+    assert with_default_codec(parse_spec(yaml, "montage.yaml"), output_codec).codec == codec

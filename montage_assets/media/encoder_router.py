@@ -215,7 +215,8 @@ def _note(
 ) -> str:
     first = order[0].encoder.name
     if wish.cpu_because:
-        return ""
+        forbidden = wish.encoder is not None and _named(wish.encoder).family != "cpu"
+        return f"{wish.encoder} was asked for, but {wish.cpu_because}; {first} encodes" if forbidden else ""
     if asked is not None and asked != first:
         reason = next((one.reason for one in left_out if one.encoder.split(" ")[0] == asked), "it cannot be tried here")
         return f"{asked} was asked for, but cannot be used ({reason}); {first} encodes instead"

@@ -117,6 +117,12 @@ def test_what_forbids_hardware_is_named(settings: tuple[str, str, bool], reason:
     assert chosen(wish=wish).note == ""
 
 
+def test_two_wishes_that_contradict_each_other_are_told() -> None:
+    wish = wish_of("off", "auto", False, "h264_nvenc")
+    assert chosen(wish=wish).note == "h264_nvenc was asked for, but LOCAL_GPU_ENCODE=off; libx264 encodes"
+    assert names(chosen(wish=wish)) == ["libx264"]
+
+
 def test_on_without_any_hardware_that_works_is_told_with_every_reason() -> None:
     choice = chosen(fails("h264_nvenc", "Cannot load libcuda.so.1"), fails("h264_vaapi", "no node"), wish=ON)
     assert names(choice) == ["libx264"]
