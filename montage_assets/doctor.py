@@ -85,6 +85,7 @@ def examine(settings: Settings, environment: Mapping[str, str] = os.environ) -> 
         ("ffmpeg", ffmpeg_findings),
         ("devices", lambda: render_device_findings(sorted(Path("/dev/dri").glob("renderD*")))),
         ("encoders", lambda: _examine_encoders(settings)),
+        ("cloud", lambda: cloud_findings(settings)),
     ]
     return [finding for name, check in checks for finding in _safely(name, check)]
 
@@ -385,6 +386,20 @@ def image_findings(settings: Settings) -> list[Finding]:
             Finding("image", "FAIL", "MONTAGE_IMAGE is not set", "set it in montage-settings to the services' image")
         ]
     return [Finding("image", "ok", f"pods are made of {settings.image}")]
+
+
+def cloud_findings(settings: Settings) -> list[Finding]:
+    """Whether the cloud GPU can be asked, and what it would be sent; nothing for those who never allowed it."""
+    if not settings.cgpu_enabled:
+        return []
+    from montage_assets.cloud.offload import bar
+    from montage_assets.cloud.status import would_send
+
+    missing = bar(settings)
+    if missing is not None:
+        return [Finding("cloud", "warn", missing, "until then all work is done here")]
+    told = "; ".join(f"{row.work}: {row.when}" for row in would_send(settings))
+    return [Finding("cloud", "ok", f"cgpu with a login; would be sent: {told}", "see montage cloud status")]
 
 
 def ffmpeg_findings() -> list[Finding]:

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from montage_assets.cli import commands
 from montage_assets.cloud.failures import CloudFailure, CloudFault
 from montage_assets.cloud.journal import Journal
+from montage_assets.doctor import cloud_findings
 from montage_assets.settings import Settings
 from tests.cloud.cgpu_program import SESSION
 from tests.cloud.conftest import Cloud
@@ -92,6 +93,20 @@ def test_a_machine_without_cgpu_or_login_is_not_ready(
     assert (document()["ready"], document()["session"]["state"]) == (False, "missing")  # type: ignore[index]
     monkeypatch.setenv("PATH", "")
     assert document()["program"] is None
+
+
+def test_the_doctor_tells_of_the_cloud_only_where_it_is_allowed(
+    data: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ready,) = cloud_findings(Settings.from_environment())
+    assert ready.state == "ok"
+    assert "beats: where it pays" in ready.what
+    cloud.session.unlink()
+    (missing,) = cloud_findings(Settings.from_environment())
+    assert (missing.state, missing.what) == ("warn", CloudFault.NO_SESSION.line)
+    monkeypatch.setenv("CGPU_GPU_ENABLED", "false")
+    assert cloud_findings(Settings.from_environment()) == []
+    assert cloud.calls() == []
 
 
 def test_the_account_is_asked_only_when_that_is_wanted(data: Path, cloud: Cloud) -> None:
