@@ -96,7 +96,7 @@ def test_the_cluster_as_deployed_makes_a_montage_in_pods(
             outer.add_dynamic_partitions("montage", ["small"])
             run = _run_of_the_code_location(outer, objects, {"dagster/partition": "small"})
             outer.run_launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
-            cluster.wait_until(lambda _: _status(outer, run.run_id) in ("SUCCESS", "FAILURE"), timeout_s=300)
+            cluster.wait_until(lambda _: _status(outer, run.run_id) in ("SUCCESS", "FAILURE"), timeout_s=900)
             assert _status(outer, run.run_id) == "SUCCESS", [entry.user_message for entry in outer.all_logs(run.run_id)]
         assert (data / "output/small/montage.mp4").is_file()
         run_pod = cluster.pods[0]
