@@ -44,6 +44,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "input").mkdir(parents=True)
     monkeypatch.setenv("MONTAGE_DATA", str(root))
     monkeypatch.setenv("DAGSTER_HOME", str(_home(tmp_path)))
+    # Hardware's bytes differ from machine to machine; tests that are about it say so themselves.
+    monkeypatch.setenv("LOCAL_GPU_ENCODE", "off")
+    for variable in ("FFMPEG_HWACCEL", "OUTPUT_CODEC"):
+        monkeypatch.delenv(variable, raising=False)
     return root
 
 

@@ -13,7 +13,8 @@ import dagster as dg
 import pytest
 
 from montage_assets.assets import rendered_segments
-from montage_assets.media import render
+from montage_assets.media import machine_encoders, render
+from montage_assets.media.encoder_devices import Host
 from tests.assets.small_montage import run_job
 from tests.media.stand_in_ffmpeg import StandIn, stand_in
 from tests.media.synth_footage import write_clip, write_song
@@ -37,7 +38,11 @@ def holiday(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     write_song(folder / "song.wav", bpm=120, duration_s=10)
     (folder / "montage.yaml").write_text(SPEC)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LOCAL_GPU_ENCODE", "auto")
     monkeypatch.setattr(render, "plan_segments", functools.partial(render.plan_segments, target_s=2))
+    # Of the machine that runs the tests no device is seen.
+    monkeypatch.setattr(machine_encoders, "Host", functools.partial(Host, root=tmp_path / "nothing", system="Linux"))
+    rendered_segments._machine_encoders_of.cache_clear()
     return data
 
 
