@@ -18,6 +18,9 @@ from montage_assets.media.frame_scores import FrameScores
 from montage_assets.media.proxies import proxy_clip
 from montage_assets.media.scenes import SceneList
 
+STOCK = ("adaptive", "content", "hash", "histogram", "threshold")
+"""The detectors that find scenes in small copies. Neural ones are asked by `cloud.neural_looks`."""
+
 
 @dataclass(frozen=True)
 class InCloud:
@@ -31,6 +34,8 @@ def find(offload: Offload, root: DataRoot, footage: Footage, proxies: Proxies, c
     """The scenes of these clips, all in one session, if the cloud is to find them and does."""
     if not clips:
         return InCloud({}, "earlier")
+    if footage.spec.detector not in STOCK:
+        return InCloud({}, "here: the cloud's detectors are PySceneDetect's")
     small = {proxy.name: proxy.key for proxy in proxies.proxies}
 
     def work() -> Work:

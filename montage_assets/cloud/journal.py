@@ -96,13 +96,17 @@ def failed_in(root: DataRoot, run: str) -> list[Failed]:
 
 def all_sent(root: DataRoot) -> list[Sent]:
     """Every upload so far, oldest first."""
-    return sorted((entry for entry in _read(root, FOLDER, "sent") if isinstance(entry, Sent)), key=lambda sent: sent.at)
+    return [entry for entry in _read(root, FOLDER, "sent") if isinstance(entry, Sent)]
+
+
+def last_sent(root: DataRoot, count: int = 16) -> list[Sent]:
+    """The last uploads, oldest first; no others are read."""
+    return [entry for entry in _read(root, FOLDER, "sent", count) if isinstance(entry, Sent)]
 
 
 def all_failed(root: DataRoot) -> list[Failed]:
     """Every failure so far, oldest first."""
-    entries = [entry for entry in _read(root, FOLDER, "failed") if isinstance(entry, Failed)]
-    return sorted(entries, key=lambda failed: failed.at)
+    return [entry for entry in _read(root, FOLDER, "failed") if isinstance(entry, Failed)]
 
 
 def upload_rate(sent: Sequence[Sent]) -> float | None:
@@ -111,10 +115,11 @@ def upload_rate(sent: Sequence[Sent]) -> float | None:
     return statistics.median(rates[-_RATE_OF_LAST:]) if rates else None
 
 
-def _read(root: DataRoot, folder: str, kind: str) -> list[Sent | Failed]:
-    entries: list[Sent | Failed] = []
+def _read(root: DataRoot, folder: str, kind: str, last: int | None = None) -> list[Sent | Failed]:
+    """The entries of a kind below a folder, oldest first, which their names tell."""
+    names = [file.name for file in root.list_files(folder) if file.name.endswith(f".{kind}.json")]
+    names.sort(key=lambda name: name.rpartition("/")[2])
     record = Sent if kind == "sent" else Failed
-    for file in root.list_files(folder):
-        if file.name.endswith(f".{kind}.json"):
-            entries.append(record(**json.loads(root.read_bytes(f"{folder}/{file.name}"))))
-    return entries
+    return [
+        record(**json.loads(root.read_bytes(f"{folder}/{name}"))) for name in (names if last is None else names[-last:])
+    ]

@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 from montage_assets.cloud.client import PROGRAM, CGPUClient
 from montage_assets.cloud.failures import CloudFailure, CloudFault
-from montage_assets.cloud.journal import Journal, all_sent, upload_rate
+from montage_assets.cloud.journal import Journal, last_sent, upload_rate
 from montage_assets.cloud.policy import Circumstances, Work, WorkKind, decide
 from montage_assets.cloud.session import config_folder, look_at_session
 from montage_assets.cloud.workspace import OnSent
@@ -127,7 +127,7 @@ class Offload:
             bar=bar(settings) or closed_by,
             local_gpu=not settings.force_cpu and has_local_gpu(),
             cores=float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
-            upload_bytes_per_s=upload_rate(all_sent(self._root)),
+            upload_bytes_per_s=upload_rate(last_sent(self._root)),
             encode_threshold_s=settings.cgpu_encode_threshold_s,
         )
 

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from montage_assets.cloud.failures import CloudFailure, CloudFault
-from montage_assets.cloud.journal import Failed, Journal, Sent, all_failed, all_sent, open_circuit, upload_rate
+from montage_assets.cloud.journal import (
+    Failed,
+    Journal,
+    Sent,
+    all_failed,
+    all_sent,
+    last_sent,
+    open_circuit,
+    upload_rate,
+)
 from montage_assets.cloud.offload import LIMIT_S, Offload, Session
 from montage_assets.cloud.policy import COSTS, Work, WorkKind
 from montage_assets.data_root import DataRoot
@@ -129,6 +138,13 @@ def test_a_run_with_an_odd_name_keeps_to_its_folder(root: DataRoot) -> None:
     Journal(root, "../../etc").failed("beats", CloudFailure(CloudFault.BUSY))
     (entry,) = all_failed(root)
     assert entry.run == "______etc"
+
+
+def test_entries_come_in_the_order_of_time_whatever_their_runs_are_called(root: DataRoot) -> None:
+    for number, run in enumerate(("z", "a", "m")):
+        Journal(root, run).sent("beats", str(number), 1, 1.0)
+    assert [entry.what for entry in all_sent(root)] == ["0", "1", "2"]
+    assert [entry.what for entry in last_sent(root, 2)] == ["1", "2"]
 
 
 def test_small_uploads_tell_nothing_of_the_line() -> None:
