@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     outcomes: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory(prefix="kills-") as folder:
+    with tempfile.TemporaryDirectory(prefix="pod-kills-") as folder:
         footage = write_montage(Path(folder) / "footage")
         reference = _disturbed_run(Path(folder) / "reference", footage, None)[1]
         for number in range(options.runs):
@@ -82,6 +82,7 @@ def _disturbed_run(folder: Path, footage: Path, chance: random.Random | None) ->
         events = [entry.dagster_event for entry in deployment.instance.all_logs(run_id) if entry.dagster_event]
         failed = sorted({event.step_key or "" for event in events if event.is_step_failure})
         if not failed:
+            print("\n".join(deployment.messages(run_id)[-12:]))
             return f"WRONG: {run.status.value} without a step's name ({', '.join(done)})", None
         return f"failure that names {', '.join(failed)} ({', '.join(done)})", None
 
