@@ -64,6 +64,7 @@ class Film:
     },
     partitions_def=montage_partitions,
     op_tags=task_tags("final_render"),
+    pool="final_render",
     retry_policy=RETRIES,
 )
 def montage(
