@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-CLOSE_ENOUGH = 0.3
-"""VMAF points; the same film at another place of a clip differs by more."""
+CLOSE_ENOUGH = 0.5
+"""VMAF points. Viewers notice about 6; other seconds of the same clips move the difference by as much as this."""
 
 _STEPS = 7
 """Halvings when a number is sought: the coarsest scale, 255 steps, is then known to 2."""

@@ -179,7 +179,7 @@ _CPU = (
     Encoder(
         name="libsvtav1", codec="av1", family="cpu",
         quality=_levels("-preset 11 -crf {q}", "-preset 9 -crf {q}", "-preset 7 -crf {q}", "-preset 5 -crf {q}"),
-        numbers=_numbers(37, 30, 20, 16),
+        numbers=_numbers(37, 30, 16, 13),
         flags=("-g", "{gop}", "-svtav1-params", "lp=2:scd=0:irefresh-type=2"),
         depths=_depths(Depth("yuv420p"), Depth("yuv420p10le")),
         smallest=(64, 64), largest=(16384, 8704), scale=(63, 1),
