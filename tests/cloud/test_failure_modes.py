@@ -138,6 +138,7 @@ def test_beats_and_scenes_come_from_the_cloud_even_when_its_machine_changes_unde
 def test_segments_of_a_long_film_are_encoded_in_the_cloud(
     data: Path, cloud: Cloud, footage_folder: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("LOCAL_GPU_ENCODE", "auto")
     monkeypatch.setenv("CGPU_ENCODE", "true")
     monkeypatch.setenv("CGPU_ENCODE_THRESHOLD", "8")
     cloud.give_gpu("Tesla T4")
@@ -149,12 +150,28 @@ def test_segments_of_a_long_film_are_encoded_in_the_cloud(
 def test_segments_are_encoded_here_when_the_gpu_cannot(
     data: Path, cloud: Cloud, footage_folder: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("LOCAL_GPU_ENCODE", "auto")
     monkeypatch.setenv("CGPU_ENCODE", "true")
     monkeypatch.setenv("CGPU_ENCODE_THRESHOLD", "8")
     cloud.give_gpu("NVIDIA A100-SXM4-40GB")
     film_made(data, cloud, footage_folder, instance, monkeypatch, "", beats_and_scenes="false")
     reason = f"cloud GPU: {CloudFault.NO_ENCODER.line} (NVIDIA A100-SXM4-40GB has none)"
-    assert {(report["encoder"], report["fallback"]) for report in segment_reports(data)} == {("libx264", reason)}
+    for report in segment_reports(data):
+        assert "cloud" not in report["encoder"]
+        assert report["fallback"].startswith(reason)
+
+
+def test_a_run_that_asked_for_an_encoder_by_name_sends_no_film(
+    data: Path, cloud: Cloud, footage_folder: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the CPU was asked for is found again under the CPU's name: hardware must not have made it.
+    monkeypatch.setenv("LOCAL_GPU_ENCODE", "off")
+    monkeypatch.setenv("CGPU_ENCODE", "true")
+    monkeypatch.setenv("CGPU_ENCODE_THRESHOLD", "8")
+    cloud.give_gpu("Tesla T4")
+    film_made(data, cloud, footage_folder, instance, monkeypatch, "", beats_and_scenes="false")
+    assert {report["encoder"] for report in segment_reports(data)} == {"libx264"}
+    assert cloud.calls() == []
 
 
 def segment_reports(data: Path) -> list[dict[str, str]]:
