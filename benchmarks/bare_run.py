@@ -46,7 +46,7 @@ def make_film(folder: Path, out: Path) -> int:
     contact_sheet([entry.thumbnail for entry in ingested], [clip.name for clip in clips])
     counts = ranges_per_clip(clips, SHARDS)
     scores = {clip.name: _scores(folder / clip.name, clip, counts[clip.name]) for clip in clips}
-    scenes = [detect_scenes(clip, scores[clip.name], spec.detector, spec.threshold) for clip in clips]
+    scenes = [detect_scenes(clip, scores[clip.name], "adaptive", spec.threshold) for clip in clips]
     beats = analyze_song(song)
     footage = Footage("bare", str(folder), spec, clips, [], MusicFile(str(song), _fingerprint(song)), [])
     edit = select(footage, Scenes(clips=clips, scenes=scenes, left_out=[], reports=[]), beats, scores).edit

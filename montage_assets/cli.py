@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from montage_assets.local_run import RunOutcome
     from montage_assets.media.clip import Clip
     from montage_assets.media.frame_scores import FrameScores
+    from montage_assets.media.scenes import SceneList
+    from montage_assets.media.small_frames import SmallFrames
     from montage_assets.run_view import RunDisplay
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
@@ -112,20 +114,25 @@ def make(folder: Path, music: Path | None, duration: str | None, settings: Seque
 @click.argument("video", type=click.Path(path_type=Path))
 @click.option("--shards", type=click.IntRange(1, 256), default=1, show_default=True, help="Score in so many shards.")
 @click.option(
-    "--detector", default="adaptive", show_default=True, help="adaptive, content, hash, histogram, threshold."
+    "--detector",
+    default="adaptive",
+    show_default=True,
+    help="adaptive, content, hash, histogram, threshold, transnetv2, hybrid.",
 )
 @click.option("--threshold", type=float, help="The detector's threshold. Default: its own.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def scenes(video: Path, shards: int, detector: str, threshold: float | None, as_json: bool) -> None:
     """Print the cuts of VIDEO."""
+    from montage_assets.media.neural_scenes import NEURAL_DETECTORS
     from montage_assets.media.scenes import DETECTORS, detect_scenes
 
-    _require(
-        detector in DETECTORS,
-        f"there is no scene detector {detector!r}; choose one of {', '.join(DETECTORS)}",
-    )
+    known = (*DETECTORS, *NEURAL_DETECTORS)
+    _require(detector in known, f"there is no scene detector {detector!r}; choose one of {', '.join(known)}")
     clip = _probed(video)
-    found = detect_scenes(clip, _scores(video, clip, shards), detector, threshold)  # type: ignore[arg-type]
+    if detector in NEURAL_DETECTORS:
+        found = _neural_scenes(video, clip, shards, detector, threshold)
+    else:
+        found = detect_scenes(clip, _scores(video, clip, shards)[0], detector, threshold)  # type: ignore[arg-type]
     if as_json:
         document = {
             "fps": float(found.fps),
@@ -440,24 +447,50 @@ def _probed(video: Path) -> Clip:
         raise MediaError(f"{video} {error}") from None
 
 
-def _scores(video: Path, clip: Clip, shards: int) -> FrameScores:
-    """Score in so many shards side by side, as the asset's steps do."""
+def _neural_scenes(video: Path, clip: Clip, shards: int, detector: str, threshold: float | None) -> SceneList:
+    from montage_assets.assets.neural_steps import compute_of
+    from montage_assets.media import neural_scenes, transnet
+    from montage_assets.settings import Settings
+
+    transnet.refuse_without_network(detector)
+    _require(threshold is None or threshold < 1, f"--threshold {threshold} is no probability; give one below 1")
+    scores, small = _scores(video, clip, shards)
+    windows = neural_scenes.windows_for(detector, scores)  # type: ignore[arg-type]
+    looks = transnet.look(small.pictures, windows, compute_of(Settings.from_environment())) if windows else None
+    for note in looks.notes if looks else []:
+        _complain(note)
+    return neural_scenes.scenes_of_answers(
+        detector,  # type: ignore[arg-type]
+        clip,
+        scores,
+        looks.answers if looks else [],
+        threshold,
+    )
+
+
+def _scores(video: Path, clip: Clip, shards: int) -> tuple[FrameScores, SmallFrames]:
+    """Score in so many shards side by side, as the asset's steps do; and the pictures for neural detectors."""
     import os
     from concurrent.futures import ThreadPoolExecutor
 
     from montage_assets.media.frame_scores import ShardsDoNotFit, merge_scores, score_range
     from montage_assets.media.keyframes import keyframe_finder
-    from montage_assets.media.shards import cut_into_ranges
+    from montage_assets.media.shards import ClipRange, cut_into_ranges
+    from montage_assets.media.small_frames import SmallFrameRecorder, merge_small_frames
+
+    def scored(part: ClipRange) -> tuple[FrameScores, SmallFrames]:
+        recorder = SmallFrameRecorder(part)
+        return score_range(video, clip, part, watch=recorder.add), recorder.recorded()
 
     with keyframe_finder(video, clip) as keyframe_before:
         ranges = cut_into_ranges(clip, shards, keyframe_before)
     with ThreadPoolExecutor(max_workers=min(len(ranges), os.cpu_count() or 1)) as pool:
-        parts = list(pool.map(lambda part: score_range(video, clip, part), ranges))
+        parts = list(pool.map(scored, ranges))
     try:
-        return merge_scores(parts)
+        return merge_scores([scores for scores, _ in parts]), merge_small_frames([small for _, small in parts])
     except ShardsDoNotFit:
         (whole,) = cut_into_ranges(clip, 1, lambda _: None)
-        return score_range(video, clip, whole)
+        return scored(whole)
 
 
 if __name__ == "__main__":

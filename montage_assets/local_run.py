@@ -45,7 +45,7 @@ INSTANCE_CONFIG = "dagster.yaml"
 """The one configuration of a Dagster instance, part of this package; `make dev` copies the same file."""
 
 _POLL_S = 0.5
-_INPUT_STEPS = {"footage", "beats", "clip_selections", "scene_shards.merge_scenes"}
+_INPUT_STEPS = {"footage", "beats", "clip_selections", "scene_shards.merge_scenes", "scene_shards.plan_looks"}
 """The steps whose unusable files are the user's; later ones read what the program itself has written."""
 
 _INSIST_EVERY_S = 2.0

@@ -22,7 +22,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from montage_assets import layout
-from montage_assets.assets import shard_steps
+from montage_assets.assets import neural_steps, shard_steps
 from montage_assets.assets.shard_steps import RangeTask, ShardTask
 from montage_assets.cluster.distribution import balance
 from montage_assets.cluster.errors import ClusterError
@@ -34,6 +34,7 @@ from montage_assets.media.ffmpeg import ffmpeg_version
 from montage_assets.media.fingerprint import fingerprint_of
 from montage_assets.media.frame_scores import FrameScores
 from montage_assets.media.ingest import ingest_clip
+from montage_assets.media.neural_scenes import NEURAL_DETECTORS, NeuralName
 from montage_assets.media.scenes import DETECTORS, DetectorName, SceneList, detect_scenes
 from montage_assets.media.shards import ClipRange
 
@@ -107,7 +108,8 @@ def do_shard(root: DataRoot, job: str, request: SceneJob, index: int) -> ShardFi
     _refuse_bad_id(job)
     if not 0 <= index < request.shard_count:
         raise MediaError(f"there is no shard {index} of {request.shard_count}; they are counted from 0")
-    parts = [_scored(root, job, index, part) for part in _planned_for_shard(root, request, index)]
+    pictures = request.detector in NEURAL_DETECTORS
+    parts = [_scored(root, job, index, part, pictures) for part in _planned_for_shard(root, request, index)]
     if parts and all(part.failure for part in parts):
         raise MediaError(_none_usable((part.video, part.failure) for part in parts))
     result = ShardFile(job, index, request, ffmpeg_version(), parts)
@@ -170,11 +172,11 @@ def _loaded(kind: type[Record], root: DataRoot, key: str) -> Record:
         raise MediaError(f"{root.where(key)} is not of this version; do the job's shards again") from None
 
 
-def _known_detector(name: str) -> DetectorName:
-    for detector in DETECTORS:
+def _known_detector(name: str) -> DetectorName | NeuralName:
+    for detector in (*DETECTORS, *NEURAL_DETECTORS):
         if detector == name:
             return detector
-    raise MediaError(f"there is no scene detector {name!r}; choose one of {', '.join(DETECTORS)}")
+    raise MediaError(f"there is no scene detector {name!r}; choose one of {', '.join((*DETECTORS, *NEURAL_DETECTORS))}")
 
 
 def _refuse_bad_id(job: str) -> None:
@@ -237,12 +239,12 @@ def _planned_for_shard(root: DataRoot, request: SceneJob, index: int) -> list[Vi
     return [replace(part, done=[index] if index < len(part.ranges) else [])]
 
 
-def _scored(root: DataRoot, job: str, index: int, part: VideoPart) -> VideoPart:
+def _scored(root: DataRoot, job: str, index: int, part: VideoPart, pictures: bool) -> VideoPart:
     if part.clip is None:
         _log.warning("%s is left out: it %s", part.video, part.failure)
         return part
-    tasks = [RangeTask(part.clip, part.ranges[number], with_proxy=False) for number in part.done]
-    is_known = root.exists(shard_steps.scores_key(part.clip))
+    tasks = [RangeTask(part.clip, part.ranges[number], False, with_small_frames=pictures) for number in part.done]
+    is_known = shard_steps.is_analysed(root, part.clip, NEURAL_DETECTORS[0] if pictures else DETECTORS[0])
     undone = [] if is_known else [task for task in tasks if not shard_steps.is_done(root, task)]
     folder, _ = _folder_and_name(part.video)
     report = shard_steps.do_shard(root, ShardTask(folder, index, 1, undone), _log)
@@ -295,7 +297,7 @@ def _parts_of(video: str, shards: Sequence[ShardFile]) -> list[VideoPart]:
 
 
 def _scenes_of(
-    root: DataRoot, parts: Sequence[VideoPart], detector: DetectorName, threshold: float | None
+    root: DataRoot, parts: Sequence[VideoPart], detector: DetectorName | NeuralName, threshold: float | None
 ) -> VideoScenes:
     failure = next((part.failure for part in parts if part.failure), None)
     clip = parts[0].clip
@@ -308,7 +310,12 @@ def _scenes_of(
         gone = f"the scores of {parts[0].video} are gone from {root.url} ({error.filename}); run all shards again"
         raise MediaError(gone) from None
     shard_steps.refuse_mostly_lost(clip, scores)
-    return _in_seconds(detect_scenes(clip, scores, detector, threshold), scores, clip)
+    if detector == "transnetv2" or detector == "hybrid":
+        shard_steps.merged_small_frames(root, folder, clip, parts[0].ranges, scores, _log)
+        found = neural_steps.look_and_decide(root, detector, clip, scores, threshold, _log)
+    else:
+        found = detect_scenes(clip, scores, detector, threshold)
+    return _in_seconds(found, scores, clip)
 
 
 def _in_seconds(found: SceneList, scores: FrameScores, clip: Clip) -> VideoScenes:

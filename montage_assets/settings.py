@@ -18,6 +18,7 @@ ExecutorName = Literal["local", "celery", "k8s"]
 WorkerType = Literal["cpu", "gpu", "cgpu"]
 CloudUse = Literal["auto", "on", "off"]
 GpuEncode = Literal["auto", "on", "off"]
+GpuAnalysis = Literal["auto", "on", "off"]
 HwAccel = Literal[
     "auto", "none", "cuda", "nvenc", "vaapi", "qsv", "amf", "videotoolbox", "v4l2m2m", "nvmpi", "vulkan"
 ]  # fmt: skip
@@ -57,6 +58,9 @@ class Settings:
     `gpu_encode`: LOCAL_GPU_ENCODE, whether this machine's video encoders are used (`auto`: where they work and are
     not slower; `on`: before the CPU's; `off`). `hwaccel`: FFMPEG_HWACCEL, the one kind of them to use.
     `output_codec`: OUTPUT_CODEC, the film's codec where montage.yaml names none, or the ffmpeg encoder to try first.
+    `gpu_analysis`: LOCAL_GPU_OPENCV, whether neural networks that look at pictures run on this machine's GPU (`auto`
+    where torch finds one, `on` the same with a warning where it does not, `off`). `gpu_memory_limit_mb`:
+    GPU_MEMORY_LIMIT, megabytes of its memory that they may take, None for all that is free.
     `driver_variables`: those of DRIVER_VARIABLES that are set. `encoder_cache`: where the results of test encodes
     are kept, below XDG_CACHE_HOME or ~/.cache; None where no home folder is known.
     `cgpu_enabled`: CGPU_GPU_ENABLED, the consent without which nothing leaves this machine. `cgpu_beat_detect`,
@@ -92,6 +96,8 @@ class Settings:
     gpu_encode: GpuEncode = "auto"
     hwaccel: HwAccel = "auto"
     output_codec: str | None = None
+    gpu_analysis: GpuAnalysis = "auto"
+    gpu_memory_limit_mb: int | None = None
     driver_variables: tuple[tuple[str, str], ...] = ()
     encoder_cache: Path | None = None
 
@@ -131,6 +137,8 @@ class Settings:
             gpu_encode=_choice(environment, "LOCAL_GPU_ENCODE", get_args(GpuEncode), "auto"),
             hwaccel=_choice(environment, "FFMPEG_HWACCEL", get_args(HwAccel), "auto"),
             output_codec=_output_codec(environment),
+            gpu_analysis=_choice(environment, "LOCAL_GPU_OPENCV", get_args(GpuAnalysis), "auto"),
+            gpu_memory_limit_mb=_positive(environment, "GPU_MEMORY_LIMIT"),
             driver_variables=tuple((name, environment[name]) for name in DRIVER_VARIABLES if environment.get(name)),
             encoder_cache=_encoder_cache(environment),
             image=environment.get("MONTAGE_IMAGE") or None,

@@ -86,8 +86,11 @@ class MontageSpec(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         0, description="Another seed gives another edit of the same material."
     )
-    detector: Literal["adaptive", "content", "hash", "histogram", "threshold"] = Field(
-        "adaptive", description="PySceneDetect's scene detector."
+    detector: Literal["auto", "adaptive", "content", "hash", "histogram", "threshold", "transnetv2", "hybrid"] = Field(
+        "auto",
+        description="Scene detector: one of PySceneDetect's, the neural network TransNet V2, or hybrid, which asks the "
+        "network only where there is doubt. Default: hybrid where the extra `neural` is installed and no threshold is "
+        "given, else adaptive.",
     )
     threshold: Annotated[float, Field(gt=0)] | None = Field(
         None, description="The detector's threshold. Default: its own."
@@ -170,6 +173,15 @@ def with_default_codec(spec: MontageSpec, output_codec: str | None) -> MontageSp
     return spec.model_copy(update={"codec": named[0]})
 
 
+def with_chosen_detector(spec: MontageSpec, *, network_is_there: bool) -> MontageSpec:
+    """The spec with a detector in place of `auto`. Chosen once, where the run begins, so that all nodes find the same
+    cuts; a threshold without a detector is the adaptive one's."""
+    if spec.detector != "auto":
+        return spec
+    chosen = "hybrid" if network_is_there and spec.threshold is None else "adaptive"
+    return spec.model_copy(update={"detector": chosen})
+
+
 def parse_override(text: str) -> tuple[str, Any]:
     """`key=value` of the command line; the value is read as YAML. Raises MediaError."""
     key, separator, value = text.partition("=")
@@ -241,6 +253,8 @@ def _plausible(spec: MontageSpec, where: str) -> MontageSpec:
         )
     if rate is not None and not 1 <= rate <= 240:
         raise MediaError(f"{where}: fps: {spec.fps} is not between 1 and 240")
+    if spec.detector in ("transnetv2", "hybrid") and spec.threshold is not None and spec.threshold >= 1:
+        raise MediaError(f"{where}: threshold: {spec.threshold:g} is no probability; {spec.detector} wants one below 1")
     if spec.min_shot and spec.max_shot and spec.min_shot > spec.max_shot:
         raise MediaError(f"{where}: min_shot: {spec.min_shot:g} s is longer than max_shot, {spec.max_shot:g} s")
     return spec

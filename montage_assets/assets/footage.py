@@ -21,11 +21,19 @@ from montage_assets.media.film_format import film_size
 from montage_assets.media.fingerprint import fingerprint_of, result_key
 from montage_assets.media.ingest import AUDIO_SUFFIXES, ingest_clip, media_kind
 from montage_assets.media.pictures import contact_sheet
+from montage_assets.media.transnet import is_installed
 from montage_assets.metadata import picture, table
 from montage_assets.partitions import folder_of, montage_partitions, montages_in, no_such_montage
 from montage_assets.progress import still_working
 from montage_assets.settings import Settings
-from montage_assets.spec import SPEC_FILE, MontageSpec, parse_spec, with_default_codec, with_overrides
+from montage_assets.spec import (
+    SPEC_FILE,
+    MontageSpec,
+    parse_spec,
+    with_chosen_detector,
+    with_default_codec,
+    with_overrides,
+)
 
 ALGORITHM = 1
 """Part of every ingest result's key."""
@@ -230,7 +238,8 @@ def _spec(root: DataRoot, folder: str, files: Sequence[StoredFile], config: Foot
     if any(file.name == SPEC_FILE for file in files):
         where = clip_source(folder, SPEC_FILE)
         spec = parse_spec(root.read_bytes(where).decode("utf-8", "replace"), root.where(where))
-    return with_default_codec(with_overrides(spec, config.overrides, "--set"), Settings.from_environment().output_codec)
+    spec = with_default_codec(with_overrides(spec, config.overrides, "--set"), Settings.from_environment().output_codec)
+    return with_chosen_detector(spec, network_is_there=is_installed())
 
 
 def _music_source(
@@ -333,6 +342,7 @@ def _metadata(root: DataRoot, found: Footage) -> dict[str, dg.MetadataValue]:
         "length (s)": dg.MetadataValue.float(round(sum(clip.duration_s for clip in found.clips), 2)),
         "size (MB)": dg.MetadataValue.float(round(sum(clip.size_bytes for clip in found.clips) / 1e6, 1)),
         "music": dg.MetadataValue.path(root.where(found.music.source)),
+        "detector": dg.MetadataValue.text(found.spec.detector),
         "thumbnails": picture(sheet, "one picture of each clip"),
         "clip table": table([{"clip": clip.name, "what it is": _in_words(clip)} for clip in found.clips]),
         "left out table": table([{"clip": entry.clip, "reason": entry.reason} for entry in found.left_out]),

@@ -19,6 +19,7 @@ from montage_assets.failures import plain_failures
 from montage_assets.media import proxies as proxy_media
 from montage_assets.media.clip import Clip, LeftOut
 from montage_assets.media.errors import MediaError, UnusableClip
+from montage_assets.media.neural_scenes import NEURAL_DETECTORS
 from montage_assets.media.shards import ClipRange
 from montage_assets.metadata import table
 from montage_assets.partitions import montage_partitions
@@ -53,7 +54,7 @@ def plan_proxies(
 ) -> Iterator[dg.Output[ShardPlan] | dg.DynamicOutput[ShardTask]]:
     """Choose the clips that want a proxy and have none, and share their ranges among the workers."""
     with plain_failures():
-        root = data_root()
+        root, detector = data_root(), footage.spec.detector
         clips = [
             clip
             for clip in footage.clips
@@ -61,7 +62,9 @@ def plan_proxies(
             and not (root.exists(shard_steps.proxy_key(clip)) and root.exists(shard_steps.scores_key(clip)))
         ]
         settings = Settings.from_environment()
-        plan, shards = shard_steps.plan_shards(root, footage.folder, footage.clips, clips, settings, with_proxy=True)
+        plan, shards = shard_steps.plan_shards(
+            root, footage.folder, footage.clips, clips, settings, with_proxy=True, detector=detector
+        )
     context.log.info(planned_line(sum(task.part.frames_estimate for shard in shards for task in shard.tasks)))
     yield dg.Output(plan, "plan")
     for shard in shards:
@@ -134,6 +137,8 @@ def _join(context: dg.OpExecutionContext, footage: Footage, plan: ShardPlan, rep
         try:
             ranges = plan.ranges[clip.name]
             scores = shard_steps.merged_scores(root, footage.folder, clip, ranges, context.log)
+            if footage.spec.detector in NEURAL_DETECTORS:
+                shard_steps.merged_small_frames(root, footage.folder, clip, ranges, scores, context.log)
         except UnusableClip as error:
             context.log.warning(f"{clip.name} is left out: it {error}")
             left_out[clip.name] = LeftOut(clip.name, str(error))

@@ -1,4 +1,7 @@
-"""scene_shards: per-frame scores of every clip, one step per shard; then the scenes, decided once."""
+"""scene_shards: per-frame scores of every clip, one step per shard; then the scenes, decided once.
+
+A neural detector has a second round of shards between: what it is to look at follows from the scores of whole clips.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,9 +11,10 @@ from typing import Any
 import dagster as dg
 
 from montage_assets import layout
-from montage_assets.assets import cloud_scenes, shard_steps
+from montage_assets.assets import cloud_scenes, neural_steps, shard_steps
 from montage_assets.assets.common import GROUP, OWNERS, RETRIES, data_root, mapping_key, task_tags
 from montage_assets.assets.footage import Footage
+from montage_assets.assets.neural_steps import LookReport, LookShard
 from montage_assets.assets.proxies import Proxies, report_table
 from montage_assets.assets.shard_steps import ShardPlan, ShardReport, ShardTask
 from montage_assets.cloud.offload import Offload
@@ -21,6 +25,8 @@ from montage_assets.io import dump_record, read_record
 from montage_assets.media.clip import Clip, LeftOut
 from montage_assets.media.errors import MediaError, UnusableClip
 from montage_assets.media.fingerprint import result_key
+from montage_assets.media.frame_scores import FrameScores
+from montage_assets.media.neural_scenes import NEURAL_DETECTORS, NeuralName
 from montage_assets.media.scenes import SceneList, detect_scenes
 from montage_assets.media.shards import ClipRange
 from montage_assets.metadata import table
@@ -60,10 +66,12 @@ def plan_scene_shards(
         clips = [
             clip
             for clip in footage.clips
-            if clip.name not in unusable and not root.exists(shard_steps.scores_key(clip))
+            if clip.name not in unusable and not shard_steps.is_analysed(root, clip, footage.spec.detector)
         ]
         settings = Settings.from_environment()
-        plan, shards = shard_steps.plan_shards(root, footage.folder, footage.clips, clips, settings, with_proxy=False)
+        plan, shards = shard_steps.plan_shards(
+            root, footage.folder, footage.clips, clips, settings, with_proxy=False, detector=footage.spec.detector
+        )
     todo = sum(len(shard.tasks) for shard in shards)
     context.log.info(f"{len(footage.clips) - len(clips)} clips are scored already; {todo} parts are to do")
     context.log.info(planned_line(sum(task.part.frames_estimate for shard in shards for task in shard.tasks)))
@@ -79,6 +87,36 @@ def score_shard(context: dg.OpExecutionContext, shard: ShardTask) -> ShardReport
         return shard_steps.do_shard(data_root(), shard, context.log)
 
 
+@dg.op(out=dg.DynamicOut(LookShard), tags=task_tags("metadata"), retry_policy=RETRIES)
+def plan_looks(
+    context: dg.OpExecutionContext,
+    footage: Footage,
+    proxies: Proxies,
+    plan: ShardPlan,
+    reports: list[ShardReport],
+) -> Iterator[dg.DynamicOutput[LookShard]]:
+    """Share what a neural detector is to look at among the workers; nothing for the others."""
+    detector = _neural(footage)
+    if detector is None:
+        return
+    with plain_failures(), still_working(context.log.info, "finding what is to be looked at"):
+        root, settings = data_root(), Settings.from_environment()
+        clips = list(_to_look_at(root, footage, proxies, plan, reports, context.log))
+        speeds = shard_steps.speeds_of_workers(root, footage.clips, settings)
+        shards = neural_steps.plan_looks(root, detector, clips, speeds)
+    for shard in shards:
+        yield dg.DynamicOutput(shard, mapping_key("shard", shard.index + 1))
+
+
+@dg.op(tags=task_tags("cpu_scene_detection"), retry_policy=RETRIES)
+def look_at_windows(context: dg.OpExecutionContext, shard: LookShard) -> LookReport:
+    """Show the neural network the windows of one shard; write its answers."""
+    with plain_failures(), still_working(context.log.info, "looking for cuts"):
+        return neural_steps.do_looks(
+            data_root(), shard, neural_steps.compute_of(Settings.from_environment()), context.log
+        )
+
+
 @dg.op(tags=task_tags("metadata"), retry_policy=RETRIES)
 def merge_scenes(
     context: dg.OpExecutionContext,
@@ -86,6 +124,7 @@ def merge_scenes(
     proxies: Proxies,
     plan: ShardPlan,
     reports: list[ShardReport],
+    looks: list[LookReport],
 ) -> Scenes:
     """Put the scores of every clip together and run the detector once over them."""
     with plain_failures(), still_working(context.log.info, "deciding the scenes"):
@@ -99,6 +138,7 @@ def merge_scenes(
             "detector": footage.spec.detector,
             "left out": len(result.left_out),
             "shards": report_table(reports),
+            **_looks_metadata(looks),
             "scene table": _scene_table(result.scenes),
             **offload.metadata(where),
         }
@@ -116,7 +156,49 @@ def merge_scenes(
 def scene_shards(footage: Footage, proxies: Proxies) -> Scenes:
     """Plan, score and merge the scene shards of one montage."""
     plan, shards = plan_scene_shards(footage, proxies)
-    return merge_scenes(footage, proxies, plan, shards.map(score_shard).collect())  # type: ignore[no-any-return]
+    reports = shards.map(score_shard).collect()
+    looks = plan_looks(footage, proxies, plan, reports).map(look_at_windows).collect()
+    return merge_scenes(footage, proxies, plan, reports, looks)  # type: ignore[no-any-return]
+
+
+def _neural(footage: Footage) -> NeuralName | None:
+    return next((name for name in NEURAL_DETECTORS if name == footage.spec.detector), None)
+
+
+def _to_look_at(
+    root: DataRoot,
+    footage: Footage,
+    proxies: Proxies,
+    plan: ShardPlan,
+    reports: Sequence[ShardReport],
+    log: Any,
+) -> Iterator[tuple[Clip, FrameScores]]:
+    """The clips whose scenes are not decided, with their scores; their small pictures are put together as well."""
+    left_out = {entry.clip for entry in [*proxies.left_out, *shard_steps.failures_in(reports)]}
+    for clip in footage.clips:
+        if clip.name in left_out or _scenes_are_stored(root, footage, clip):
+            continue
+        ranges = plan.ranges.get(clip.name, [])
+        try:
+            scores = shard_steps.merged_scores(root, footage.folder, clip, ranges, log)
+        except UnusableClip:
+            continue  # the merge says so
+        shard_steps.merged_small_frames(root, footage.folder, clip, ranges, scores, log)
+        yield clip, scores
+
+
+def _scenes_are_stored(root: DataRoot, footage: Footage, clip: Clip) -> bool:
+    return root.exists(shard_steps.scores_key(clip)) and root.exists(_scenes_key(footage, clip, "here"))
+
+
+def _looks_metadata(looks: Sequence[LookReport]) -> dict[str, Any]:
+    if not looks:
+        return {}
+    return {
+        "frames shown to the network": sum(look.frames for look in looks),
+        "network ran on": ", ".join(sorted({look.device for look in looks})),
+        "network's fallbacks": "; ".join(sorted({note for look in looks for note in look.notes})) or "none",
+    }
 
 
 def _merge(
@@ -133,7 +215,9 @@ def _merge(
     clips: list[Clip] = []
     found: list[SceneList] = []
     usable = [clip for clip in footage.clips if clip.name not in left_out]
-    in_cloud = cloud_scenes.find(offload, root, footage, proxies, _undecided(root, footage, usable, offload))
+    # The cloud's detectors are PySceneDetect's.
+    for_cloud = _undecided(root, footage, usable, offload) if _neural(footage) is None else []
+    in_cloud = cloud_scenes.find(offload, root, footage, proxies, for_cloud)
     for clip in usable:
         try:
             ranges, remote = plan.ranges.get(clip.name, []), in_cloud.scenes.get(clip.name)
@@ -175,9 +259,16 @@ def _scenes_of(
     scenes = cloud_scenes.fitting(remote, scores, clip, log)
     place = "here" if scenes is None else "cloud"
     if scenes is None:
-        scenes = detect_scenes(clip, scores, footage.spec.detector, footage.spec.threshold)
+        scenes = _decided_here(root, footage, clip, scores)
     root.write_bytes(_scenes_key(footage, clip, place), dump_record(scenes))
     return scenes
+
+
+def _decided_here(root: DataRoot, footage: Footage, clip: Clip, scores: FrameScores) -> SceneList:
+    neural, threshold = _neural(footage), footage.spec.threshold
+    if neural is not None:
+        return neural_steps.decided_scenes(root, neural, clip, scores, threshold)
+    return detect_scenes(clip, scores, footage.spec.detector, threshold)  # type: ignore[arg-type]
 
 
 def _stored_scenes(root: DataRoot, footage: Footage, clip: Clip, offload: Offload) -> str | None:
@@ -191,7 +282,9 @@ def _stored_scenes(root: DataRoot, footage: Footage, clip: Clip, offload: Offloa
 
 def _scenes_key(footage: Footage, clip: Clip, place: str) -> str:
     # The cloud sees a compressed copy: a cut of its may fall a frame beside.
-    elsewhere = {} if place == "here" else {"place": place}
+    elsewhere: dict[str, Any] = {} if place == "here" else {"place": place}
+    if _neural(footage) is not None:
+        elsewhere |= neural_steps.answers_version()
     key = result_key(
         scores=shard_steps.scores_key(clip),
         detector=footage.spec.detector,

@@ -10,39 +10,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from montage_assets import layout
+from montage_assets.assets.shard_sizes import range_counts, workers_worth
 from montage_assets.cluster.distribution import balance
 from montage_assets.cluster.measured import Measurement, keep_measurements
 from montage_assets.cluster.workers import analysis_workers
 from montage_assets.data_root import DataRoot
 from montage_assets.layout import clip_source
-from montage_assets.media import frame_scores, proxies
+from montage_assets.media import frame_scores, proxies, small_frames
 from montage_assets.media.clip import Clip, LeftOut
 from montage_assets.media.errors import FfmpegFailed, UnusableClip
 from montage_assets.media.ffmpeg import ffmpeg_version
 from montage_assets.media.fingerprint import clip_key, result_key
 from montage_assets.media.frame_scores import FrameScores
 from montage_assets.media.keyframes import keyframe_finder
+from montage_assets.media.neural_scenes import NEURAL_DETECTORS
 from montage_assets.media.shards import (
     ClipRange,
     cut_into_ranges,
     decode_cost,
-    ranges_per_clip,
 )
+from montage_assets.media.small_frames import SmallFrameRecorder, SmallFrames
 from montage_assets.progress import FrameCounter
 from montage_assets.settings import Settings
-
-_WORTH_A_WORKER = 4e10
-"""Pixels to decode (about 11 minutes of 1080p at 30 fps) from which another process pays for itself."""
 
 
 @dataclass(frozen=True)
 class RangeTask:
-    """One range to decode, and whether a proxy is made of it on the way."""
+    """One range to decode, and whether a proxy, or the pictures for a neural detector, are made on the way."""
 
     clip: Clip
     part: ClipRange
     with_proxy: bool
+    with_small_frames: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,22 @@ def proxy_key(clip: Clip) -> str:
     return layout.result("proxies", _proxy_result_key(clip), ".mp4")
 
 
+def small_frames_key(clip: Clip) -> str:
+    """Where the small pictures of a whole clip lie."""
+    return layout.result("small_frames", _small_frames_result_key(clip), ".npz")
+
+
+def range_small_frames_key(clip: Clip, part: ClipRange) -> str:
+    """Where the small pictures of one range lie."""
+    return layout.result("small_frame_parts", _range_key(_small_frames_result_key(clip), part), ".npz")
+
+
+def is_analysed(root: DataRoot, clip: Clip, detector: str) -> bool:
+    """Whether all that deciding a clip's scenes needs of its decoding is there."""
+    pictures = detector not in NEURAL_DETECTORS or root.exists(small_frames_key(clip))
+    return pictures and root.exists(scores_key(clip))
+
+
 def range_scores_key(clip: Clip, part: ClipRange) -> str:
     """Where the scores of one range lie."""
     return layout.result("score_parts", _range_key(_analysis_key(clip), part), ".npz")
@@ -108,9 +126,8 @@ def range_proxy_key(clip: Clip, part: ClipRange) -> str:
 
 def speeds_of_workers(root: DataRoot, clips: Sequence[Clip], settings: Settings) -> list[float]:
     """One relative speed per shard: as many as set, else one for every 11 minutes of 1080p, at most one per worker."""
-    worth = max(1, int(sum(decode_cost(clip) for clip in clips) / _WORTH_A_WORKER))
     largest = max(((clip.width, clip.height) for clip in clips), key=lambda size: size[0] * size[1])
-    return analysis_workers(settings, root, largest, worth)
+    return analysis_workers(settings, root, largest, workers_worth(clips))
 
 
 def plan_shards(
@@ -121,27 +138,34 @@ def plan_shards(
     settings: Settings,
     *,
     with_proxy: bool,
+    detector: str,
 ) -> tuple[ShardPlan, list[ShardTask]]:
     """Cut the missing clips into ranges and bundle those still to do into one shard per worker, as large as it is
-    fast.
+    fast. A shard's index is its worker's, also where another worker gets none: by it the shard finds its node.
 
     The borders depend on all the footage, not on what is missing: a run that goes on where another stopped must
     find its ranges again.
     """
     speeds = speeds_of_workers(root, footage, settings)
-    counts = ranges_per_clip(footage, len(speeds))
+    counts = range_counts(footage, speeds)
     ranges = {clip.name: ranges_of(root, folder, clip, counts[clip.name]) for clip in missing}
-    tasks = [RangeTask(clip, part, with_proxy) for clip in missing for part in ranges[clip.name]]
+    pictures = detector in NEURAL_DETECTORS
+    tasks = [RangeTask(clip, part, with_proxy, pictures) for clip in missing for part in ranges[clip.name]]
     undone = [task for task in tasks if not is_done(root, task)]
     shares = balance([task.part.cost for task in undone], speeds)
-    bundles = [[undone[item] for item in share] for share in shares if share]
-    shards = [ShardTask(folder, index, len(bundles), bundle) for index, bundle in enumerate(bundles)]
+    shards = [
+        ShardTask(folder, worker, len(speeds), [undone[item] for item in share])
+        for worker, share in enumerate(shares)
+        if share
+    ]
     return ShardPlan(list(missing), ranges), shards
 
 
 def is_done(root: DataRoot, task: RangeTask) -> bool:
     """Whether an earlier run finished this range."""
     if not root.exists(range_scores_key(task.clip, task.part)):
+        return False
+    if task.with_small_frames and not root.exists(range_small_frames_key(task.clip, task.part)):
         return False
     return not task.with_proxy or root.exists(range_proxy_key(task.clip, task.part))
 
@@ -183,6 +207,26 @@ def merged_scores(root: DataRoot, folder: str, clip: Clip, parts: Sequence[ClipR
     return scores
 
 
+def merged_small_frames(
+    root: DataRoot, folder: str, clip: Clip, parts: Sequence[ClipRange], scores: FrameScores, log: Any
+) -> SmallFrames:
+    """The small pictures of the very frames that were scored: stored ones, else those of the clip's ranges."""
+    key = small_frames_key(clip)
+    if root.exists(key):
+        return small_frames.load_small_frames(root.read_bytes(key))
+    keys = [range_small_frames_key(clip, part) for part in parts]
+    pieces = [small_frames.load_small_frames(root.read_bytes(part)) for part in keys if root.exists(part)]
+    pictures = small_frames.merge_small_frames(pieces) if pieces else None
+    if pictures is None or not np.array_equal(pictures.pts, scores.pts):
+        log.warning(f"{clip.name}: decoded once more for the neural detector, since its parts do not fit together")
+        recorder = SmallFrameRecorder(whole_range(clip))
+        path = root.local_file(clip_source(folder, clip.name))
+        frame_scores.score_range(path, clip, whole_range(clip), watch=recorder.add)
+        pictures = recorder.recorded()
+    root.write_bytes(key, small_frames.dump_small_frames(pictures))
+    return pictures
+
+
 def refuse_mostly_lost(clip: Clip, scores: FrameScores) -> None:
     """A clip that loses a tenth of its frames in decoding is damaged in more places than those. Raises UnusableClip."""
     length_s = clip.duration_s - float((int(scores.pts[0]) - clip.first_pts) * clip.time_base)
@@ -216,6 +260,10 @@ def _analysis_key(clip: Clip) -> str:
 
 def _proxy_result_key(clip: Clip) -> str:
     return result_key(clip=clip_key(clip), algorithm=proxies.ALGORITHM, ffmpeg=ffmpeg_version())
+
+
+def _small_frames_result_key(clip: Clip) -> str:
+    return result_key(analysis=_analysis_key(clip), algorithm=small_frames.ALGORITHM)
 
 
 def _range_key(whole: str, part: ClipRange) -> str:
@@ -252,11 +300,16 @@ def _do_range(root: DataRoot, folder: str, task: RangeTask, log: Any) -> RangeRe
 
 def _score(root: DataRoot, folder: str, task: RangeTask, counter: FrameCounter) -> FrameScores:
     path = root.local_file(clip_source(folder, task.clip.name))
+    recorder = SmallFrameRecorder(task.part) if task.with_small_frames else None
+    watch = recorder.add if recorder else None
     if task.with_proxy:
         with root.writing(range_proxy_key(task.clip, task.part)) as out:
-            scores = proxies.make_proxy_part(path, task.clip, task.part, out, counter)
+            scores = proxies.make_proxy_part(path, task.clip, task.part, out, counter, watch)
     else:
-        scores = frame_scores.score_range(path, task.clip, task.part, counter)
+        scores = frame_scores.score_range(path, task.clip, task.part, counter, watch)
+    if recorder is not None:
+        pictures = small_frames.dump_small_frames(recorder.recorded())
+        root.write_bytes(range_small_frames_key(task.clip, task.part), pictures)
     root.write_bytes(range_scores_key(task.clip, task.part), frame_scores.dump_scores(scores))
     return scores
 

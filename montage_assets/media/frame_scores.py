@@ -103,16 +103,20 @@ class ShardsDoNotFit(MediaError):  # noqa: N818
 
 
 OnFrames = Callable[[int], None]
+Watcher = Callable[[int, "NDArray[np.uint8]"], None]
+"""Is given every decoded analysis frame (pts, BGR), the one before the range included."""
 
 
-def score_range(path: Path, clip: Clip, part: ClipRange, on_frames: OnFrames | None = None) -> FrameScores:
+def score_range(
+    path: Path, clip: Clip, part: ClipRange, on_frames: OnFrames | None = None, watch: Watcher | None = None
+) -> FrameScores:
     """Decode the frames of one range with the pinned ffmpeg and score them.
 
-    `on_frames` is told the number of frames scored so far, about every 100 frames.
+    `on_frames` is told the number of frames scored so far, about every 100 frames; `watch` sees every frame.
     Raises UnusableClip when nothing of the clip can be decoded.
     """
     frames = analysis_frames(path, clip, part.after_pts, part.until_pts)
-    return score_frames(frames, clip, part, on_frames)
+    return score_frames(frames, clip, part, on_frames, watch)
 
 
 def score_frames(
@@ -120,12 +124,15 @@ def score_frames(
     clip: Clip,
     part: ClipRange,
     on_frames: OnFrames | None = None,
+    watch: Watcher | None = None,
 ) -> FrameScores:
     """Score decoded analysis frames of one range; as `score_range`, for a caller that decodes itself."""
     recorder = _Recorder(clip, part)
     with _opencv_in_one_thread():
         for pts, frame in frames:
             recorder.add(pts, frame)
+            if watch is not None:
+                watch(pts, frame)
             if on_frames is not None and recorder.frames % 100 == 0:
                 on_frames(recorder.frames)
     if recorder.frames == 0 and part.count == 1:

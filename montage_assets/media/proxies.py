@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from montage_assets.media.clip import Clip
-from montage_assets.media.frame_scores import FrameScores, OnFrames, analysis_frames, score_frames
+from montage_assets.media.frame_scores import FrameScores, OnFrames, Watcher, analysis_frames, score_frames
 from montage_assets.media.shards import ClipRange
 
 if TYPE_CHECKING:
@@ -89,7 +89,12 @@ def proxy_clip(clip: Clip) -> Clip:
 
 
 def make_proxy_part(
-    path: Path, clip: Clip, part: ClipRange, out: Path, on_frames: OnFrames | None = None
+    path: Path,
+    clip: Clip,
+    part: ClipRange,
+    out: Path,
+    on_frames: OnFrames | None = None,
+    watch: Watcher | None = None,
 ) -> FrameScores:
     """Write the proxy of one range and score its frames, in one decoding of the source.
 
@@ -97,7 +102,7 @@ def make_proxy_part(
     Raises UnusableClip when nothing can be decoded, FfmpegFailed when encoding fails.
     """
     frames = analysis_frames(path, clip, part.after_pts, part.until_pts, _proxy_output_args(clip, part, out))
-    return score_frames(frames, clip, part, on_frames)
+    return score_frames(frames, clip, part, on_frames, watch)
 
 
 def _proxy_output_args(clip: Clip, part: ClipRange, out: Path) -> list[str]:

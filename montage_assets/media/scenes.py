@@ -51,7 +51,11 @@ def detect_scenes(
     `threshold` is the detector's own main threshold; None takes PySceneDetect's default.
     Raises MediaError for an unknown detector.
     """
-    cuts = _run(_recorded_detector(detector, threshold, scores), clip, scores)
+    return scene_list(clip, scores, _run(_recorded_detector(detector, threshold, scores), clip, scores))
+
+
+def scene_list(clip: Clip, scores: FrameScores, cuts: list[int]) -> SceneList:
+    """The scenes that such cuts (first frames of new scenes, in order) leave of a clip."""
     times = (scores.pts - scores.pts[0]).astype(np.float64) * float(clip.time_base)
     return SceneList(
         clip=clip.name,
