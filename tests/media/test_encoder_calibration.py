@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.encoders import Row, document
 from montage_assets.media import calibration
 from montage_assets.media.calibration import (
     MeasuredStore,
@@ -92,3 +93,10 @@ def test_measurements_are_kept_for_the_machine_and_its_drivers(tmp_path: Path) -
     assert MeasuredStore(tmp_path, "driver 1").get("h264_vaapi", "/dev/dri/renderD128", "high") == found
     assert MeasuredStore(tmp_path, "driver 1").get("h264_vaapi", "/dev/dri/renderD129", "high") is None
     assert MeasuredStore(tmp_path, "driver 2").get("h264_vaapi", "/dev/dri/renderD128", "high") is None
+
+
+def test_the_benchmarks_page_shows_how_far_each_encoder_is_from_x264() -> None:
+    found = Measurement("h264_vaapi", "/dev/dri/renderD128", "high", 21.0, 130.4, 96.5, 4000.0)
+    page = document([Row(found, 97.25, 19.0)], 3, "Machine: one.", [("h264_amf", "no runtime")])
+    assert "| high | h264_vaapi on /dev/dri/renderD128 | 21 | 96.50 | -0.75 | 4000 | 130 | 19 |" in page
+    assert "- h264_amf: no runtime" in page
