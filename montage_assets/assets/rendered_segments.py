@@ -1,4 +1,8 @@
-"""rendered_segments: groups of consecutive shots, encoded; one step per segment."""
+"""rendered_segments: groups of consecutive shots, encoded.
+
+One step per segment where starting a step costs nothing. Where it is a pod, which takes longer to start than a GPU to
+encode a segment, one step per node, with as many segments as the node is fast.
+"""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -15,6 +19,8 @@ from montage_assets.assets.common import GROUP, OWNERS, RETRIES, by_name, clip_s
 from montage_assets.assets.footage import Footage
 from montage_assets.assets.proxies import Proxies
 from montage_assets.cloud.offload import Offload
+from montage_assets.cluster.distribution import balance
+from montage_assets.cluster.workers import encoding_workers
 from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
 from montage_assets.io import dump_record, read_record
@@ -66,6 +72,13 @@ class SegmentTask:
 
 
 @dataclass(frozen=True)
+class SegmentBatch:
+    """One step's work: segments that are encoded one after another."""
+
+    tasks: list[SegmentTask]
+
+
+@dataclass(frozen=True)
 class SegmentPlan:
     """All segments of the film in order, encoded or not."""
 
@@ -88,6 +101,13 @@ class SegmentReport:
 
 
 @dataclass(frozen=True)
+class SegmentReports:
+    """The segments of one batch."""
+
+    segments: list[SegmentReport]
+
+
+@dataclass(frozen=True)
 class Segments:
     """The finished segments of the film, in order."""
 
@@ -96,58 +116,83 @@ class Segments:
 
 
 @dg.op(
-    out={"plan": dg.Out(SegmentPlan), "segments": dg.DynamicOut(SegmentTask)},
+    out={"plan": dg.Out(SegmentPlan), "segments": dg.DynamicOut(SegmentBatch)},
     tags=task_tags("metadata"),
     retry_policy=RETRIES,
 )
 def plan_segments(
     context: dg.OpExecutionContext, footage: Footage, proxies: Proxies, clip_selections: Selection
-) -> Iterator[dg.Output[SegmentPlan] | dg.DynamicOutput[SegmentTask]]:
+) -> Iterator[dg.Output[SegmentPlan] | dg.DynamicOutput[SegmentBatch]]:
     """Group the shots; ask for the segments that are not encoded yet."""
     with plain_failures():
-        root = data_root()
-        plan = segment_plan(footage, proxies, clip_selections, encoder_wish(Settings.from_environment()))
+        root, settings = data_root(), Settings.from_environment()
+        plan = segment_plan(footage, proxies, clip_selections, encoder_wish(settings))
         missing = [task for task in plan.segments if not _is_done(root, task)]
+        size = (clip_selections.edit.width, clip_selections.edit.height)
+        batches = batches_of(missing, encoding_workers(settings, root, size, footage.spec.quality == "preview"))
     context.log.info(f"{len(plan.segments) - len(missing)} of {len(plan.segments)} segments are encoded already")
-    context.log.info(planned_line(sum(shot.frames for task in missing for shot in task.shots)))
+    context.log.info(planned_line(sum(_frames(task) for task in missing)))
     yield dg.Output(plan, "plan")
-    for task in missing:
-        yield dg.DynamicOutput(task, mapping_key("segment", task.index + 1), output_name="segments")
+    for name, batch in batches.items():
+        yield dg.DynamicOutput(batch, name, output_name="segments")
 
 
-@dg.op(tags=task_tags("gpu_encoding"), retry_policy=RETRIES)
-def encode_segment(context: dg.OpExecutionContext, task: SegmentTask) -> SegmentReport:
-    """Encode one segment."""
+def batches_of(tasks: Sequence[SegmentTask], speeds: Sequence[float]) -> dict[str, SegmentBatch]:
+    """The steps that encode, by their mapping keys: one for each worker, as much as it is fast; one for each segment
+    when the workers' speeds are not known.
+
+    The number in a batch's key is that of its worker, by which it finds its node, also where another gets nothing.
+    """
+    if not speeds:
+        return {mapping_key("segment", task.index + 1): SegmentBatch([task]) for task in tasks}
+    shares = balance([_frames(task) for task in tasks], speeds)
+    return {
+        mapping_key("batch", worker): SegmentBatch([tasks[item] for item in share])
+        for worker, share in enumerate(shares, start=1)
+        if share
+    }
+
+
+@dg.op(tags=task_tags("gpu_encoding"), retry_policy=RETRIES, pool="gpu_encoding")
+def encode_segment(context: dg.OpExecutionContext, batch: SegmentBatch) -> SegmentReports:
+    """Encode the segments of one batch, most often a single one; those that an attempt before finished stay."""
     with plain_failures():
-        report = _encode(data_root(), task, context)
+        root = data_root()
+        reports = [
+            read_record(root, _report_key(task), SegmentReport)
+            if _is_done(root, task)
+            else _encode(root, task, context)
+            for task in batch.tasks
+        ]
     context.add_output_metadata(
         {
-            "encoder": report.encoder,
-            "fallback": report.fallback or "none",
-            "frames": report.frames,
-            "bytes": report.size_bytes,
+            "encoder": ", ".join(sorted({report.encoder for report in reports})),
+            "fallback": "; ".join(report.fallback for report in reports if report.fallback) or "none",
+            "frames": sum(report.frames for report in reports),
+            "bytes": sum(report.size_bytes for report in reports),
         }
     )
-    return report
+    return SegmentReports(reports)
 
 
 @dg.op(tags=task_tags("metadata"), retry_policy=RETRIES)
-def collect_segments(context: dg.OpExecutionContext, plan: SegmentPlan, encoded: list[SegmentReport]) -> Segments:
+def collect_segments(context: dg.OpExecutionContext, plan: SegmentPlan, encoded: list[SegmentReports]) -> Segments:
     """All segments of the film in order, whoever encoded them and when."""
     with plain_failures():
         root = data_root()
         reports = [read_record(root, _report_key(task), SegmentReport) for task in plan.segments]
+    encoded_now = sum(len(batch.segments) for batch in encoded)
     context.add_output_metadata(
         {
             "segments": len(reports),
-            "encoded now": len(encoded),
+            "encoded now": encoded_now,
             "size (MB)": round(sum(report.size_bytes for report in reports) / 1e6, 2),
             "encoders": ", ".join(sorted({report.encoder for report in reports})),
             "segments that fell back to another encoder": sum(1 for report in reports if report.fallback),
             "segment table": _table(reports),
         }
     )
-    return Segments(reports, len(encoded))
+    return Segments(reports, encoded_now)
 
 
 @dg.graph_asset(
@@ -213,6 +258,10 @@ def segment_plan(footage: Footage, proxies: Proxies, selection: Selection, wish:
     return SegmentPlan(tasks)
 
 
+def _frames(task: SegmentTask) -> int:
+    return sum(shot.frames for shot in task.shots)
+
+
 def _source(source: str, made_of: str, clip: Clip, shot: Shot) -> ShotSource:
     # The shot's seconds are the rounded form of a whole number of the clip's ticks.
     ticks = round(Fraction(shot.source_start_s) / clip.time_base)
@@ -253,7 +302,7 @@ def _is_done(root: DataRoot, task: SegmentTask) -> bool:
 
 def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -> SegmentReport:
     title = f"segment {task.index + 1} of {task.count}"
-    counter = FrameCounter(context.log.info, title, sum(shot.frames for shot in task.shots))
+    counter = FrameCounter(context.log.info, title, _frames(task))
     shots = [_render_shot(shot, str(root.local_file(shot.source))) for shot in task.shots]
 
     def on_progress(progress: Progress) -> None:

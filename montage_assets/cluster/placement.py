@@ -92,15 +92,10 @@ class Placement:
 
 
 class Placer:
-    """Chooses for one run, remembering what it gave to whom.
-
-    Encoding steps go where they will be done first: each node's queue grows by what it has been given, divided by its
-    speed. Shards of the analysis were cut to the nodes' speeds, so shard i goes to node i.
-    """
+    """Chooses for one run. Shards and batches of segments were cut to the nodes' speeds, so number i goes to node i."""
 
     def __init__(self, deadline_s: int | None = None, measured: MeasuredSpeeds | None = None) -> None:
         self._deadline_s, self._measured = deadline_s, measured
-        self._given: dict[tuple[str, str], int] = {}
 
     def place(self, step: Step, cluster: HasNodes | None) -> Placement:
         """The placement of one step. Without a matrix (or with no node that takes work) only resources are asked."""
@@ -113,21 +108,7 @@ class Placer:
         if not ranked:
             memory = ram_needed_gb(step.task, step.resolution)
             return Placement(step, (), reason, memory, 2 * memory, _cpus(step.task), self._deadline(step.task))
-        ordered = self._in_order(step, ranked)
-        chosen = ordered[0]
-        self._given[chosen.node.name, step.task.value] = self._count(chosen, step) + 1
-        return _placement(step, ordered, self._deadline(step.task))
-
-    def _in_order(self, step: Step, ranked: Sequence[Candidate]) -> list[Candidate]:
-        if step.turn is not None and step.task in RENDERING:
-            ranked = sorted(ranked, key=lambda candidate: (self._count(candidate, step) + 1) / candidate.speed)
-        elif step.turn is not None:
-            first = step.turn % len(ranked)
-            ranked = [*ranked[first:], *ranked[:first]]
-        return sorted(ranked, key=lambda candidate: candidate.node.name in step.lost_on)
-
-    def _count(self, candidate: Candidate, step: Step) -> int:
-        return self._given.get((candidate.node.name, step.task.value), 0)
+        return _placement(step, _in_order(step, ranked), self._deadline(step.task))
 
     def _deadline(self, task: TaskType) -> int:
         return self._deadline_s or (2 * _HOUR_S if task in _LIGHT else 12 * _HOUR_S)
@@ -179,6 +160,15 @@ def analysis_speeds(
     return [candidate.speed / times[candidate.node.name] for candidate in turns]
 
 
+def encoding_speeds(
+    cluster: HasNodes, task: TaskType, film_size: Resolution | None, measured: MeasuredSpeeds | None = None
+) -> list[float]:
+    """The relative speeds of the places that segments of a film are encoded at, in the order of the batches: each GPU
+    that pods can have, and each other node. Raises ClusterError when no node takes work."""
+    step = Step("", task, film_size=film_size)
+    return [candidate.speed for candidate in _places(step, _ranked(step, cluster, measured))]
+
+
 @dataclass(frozen=True)
 class _AsPodsSeeIt:
     """The matrix without the GPUs that no device plugin hands to pods."""
@@ -189,9 +179,33 @@ class _AsPodsSeeIt:
 def _ranked(step: Step, cluster: HasNodes, measured: MeasuredSpeeds | None) -> list[Candidate]:
     nodes = tuple(node if node.gpu is None or gpu_resource(node) else node.without_gpu() for node in cluster.nodes)
     router = TaskRouter(_AsPodsSeeIt(nodes), measured)
-    best = router.choose(step.task, step.resolution)
-    others = [candidate for candidate in router.rank(step.task, step.resolution) if candidate.suitable]
+    # All shards of the footage were cut for one order of the nodes, those that proxies are made of too.
+    is_shard = step.turn is not None and step.task is TaskType.PROXY_GENERATION
+    task = TaskType.CPU_SCENE_DETECTION if is_shard else step.task
+    best = router.choose(task, step.resolution)
+    others = [candidate for candidate in router.rank(task, step.resolution) if candidate.suitable]
     return [best, *(candidate for candidate in others if candidate.node.name != best.node.name)]
+
+
+def _in_order(step: Step, ranked: Sequence[Candidate]) -> list[Candidate]:
+    """The best node first; for mapped steps the one whose turn it is."""
+    if step.turn is not None:
+        places = _places(step, ranked)
+        first = ranked.index(places[step.turn % len(places)])
+        ranked = [*ranked[first:], *ranked[:first]]
+    return sorted(ranked, key=lambda candidate: candidate.node.name in step.lost_on)
+
+
+def _places(step: Step, ranked: Sequence[Candidate]) -> list[Candidate]:
+    """A node for each mapped step that it takes at a time: as many as it has GPUs, where GPUs do the work."""
+    if step.task not in RENDERING:
+        return list(ranked)
+    return [candidate for candidate in ranked for _ in range(_devices(candidate))]
+
+
+def _devices(candidate: Candidate) -> int:
+    resource = gpu_resource(candidate.node) if candidate.uses_gpu else None
+    return candidate.node.resources.get(resource, 1) if resource else 1
 
 
 def _placement(step: Step, ordered: Sequence[Candidate], deadline_s: int) -> Placement:

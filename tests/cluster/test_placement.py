@@ -9,7 +9,15 @@ import pytest
 
 from montage_assets.cluster.distribution import balance
 from montage_assets.cluster.node import NodeCapability
-from montage_assets.cluster.placement import Placement, Placer, Step, analysis_speeds, gpu_resource, k8s_config
+from montage_assets.cluster.placement import (
+    Placement,
+    Placer,
+    Step,
+    analysis_speeds,
+    encoding_speeds,
+    gpu_resource,
+    k8s_config,
+)
 from montage_assets.cluster.tasks import TaskType
 from tests.cluster.clusters import (
     AMD,
@@ -88,10 +96,18 @@ def test_a_measured_speed_outweighs_a_stated_one() -> None:
 
 
 def test_segments_spread_over_the_encoders_in_proportion_to_their_speed() -> None:
-    placer = Placer()
-    placed = [placer.place(segment(turn), Nodes(plan())).nodes[0] for turn in range(8)]
-    assert placed.count(AMD) > placed.count(JETSON) >= 1
-    assert len(set(placed)) >= 3
+    speeds = encoding_speeds(Nodes(plan()), TaskType.GPU_ENCODING, FULL_HD)
+    shares = balance([1.0] * 24, speeds)
+    placed = {place(segment(turn)).nodes[0]: len(share) for turn, share in enumerate(shares)}
+    assert placed[AMD] > placed[JETSON] > placed[VAAPI] >= 1
+    assert next(iter(placed)) == JETSON
+
+
+def test_a_node_with_two_gpus_takes_two_batches_of_segments_at_a_time() -> None:
+    rtx = {"gpu": "nvidia_rtx4090", "vram_gb": 24, "encoders": ["h264_nvenc"], "speed": {"encode": 10}}
+    nodes = (node("two", **rtx, resources={"nvidia.com/gpu": 2}), node("cpu", speed={"encode": 1}))
+    assert encoding_speeds(Nodes(nodes), TaskType.GPU_ENCODING, FOUR_K) == [10, 10, 1]
+    assert [place(segment(turn, FOUR_K), nodes).nodes[0] for turn in range(3)] == ["two", "two", "cpu"]
 
 
 def test_a_segment_whose_node_died_is_tried_elsewhere_first() -> None:
