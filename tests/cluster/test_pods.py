@@ -15,7 +15,7 @@ from montage_assets.cluster.tasks import TaskType
 from montage_assets.local_run import montage_job
 from montage_assets.settings import Settings
 from tests.assets.small_montage import run_job, write_montage
-from tests.cluster.clusters import AMD, ESPRIMO, JETSON, THINKPAD, VAAPI, WORKER, plan
+from tests.cluster.clusters import AMD, ESPRIMO, JETSON, SHIPPED, THINKPAD, VAAPI, WORKER, plan
 from tests.cluster.deployment import Deployment, deployed
 from tests.cluster.emulator import PodRecord
 from tests.media.synth_footage import write_clip, write_song
@@ -125,14 +125,16 @@ def test_the_log_of_the_run_says_where_each_step_goes_and_why(on_the_plans_nodes
 
 
 def test_a_4k_film_follows_the_best_node_that_is_there(tmp_path: Path) -> None:
-    """On the AMD card; without it on the next best; without any GPU on a CPU. What is encoded stays encoded."""
+    """The AMD card; without it the next best; without any GPU a CPU; with a malformed matrix any node."""
     folder = tmp_path / "footage" / "large"
     folder.mkdir(parents=True)
     write_clip(folder / "clip.mp4", (40, 40), seed=1)
     write_song(folder / "song.wav", bpm=120, duration_s=6)
     (folder / "montage.yaml").write_text(FOUR_K_SPEC)
     data = _data_root(tmp_path, {"large": folder})
-    with deployed(plan(), data, tmp_path) as deployment:
+    matrix = data / "cluster.yaml"
+    shutil.copy(SHIPPED, matrix)
+    with deployed(plan(), data, tmp_path, {"MONTAGE_CLUSTER_CONFIG": str(matrix)}) as deployment:
         cluster = deployment.cluster
         for lost, expected in [((), {AMD}), ((AMD,), {VAAPI}), ((JETSON, VAAPI), {THINKPAD, ESPRIMO})]:
             for node in lost:
@@ -144,6 +146,12 @@ def test_a_4k_film_follows_the_best_node_that_is_there(tmp_path: Path) -> None:
         resources = deployment.pods_of("make_montage")[0].spec["containers"][0]["resources"]
         assert resources["limits"] == {"memory": "16Gi", "amd.com/gpu": "1"}
         assert "amd.com/gpu" not in str(deployment.pods_of("make_montage")[-1].spec)
+        matrix.write_text("nodes: [oops")
+        run = deployment.make("large")
+        assert run.status is dg.DagsterRunStatus.SUCCESS
+        said = [line for line in deployment.messages(run.run_id) if "without the capability matrix" in line]
+        assert len(said) == 1
+        assert f"{matrix}, line 1" in said[0]
 
 
 def test_killed_pods_deleted_jobs_and_a_lost_node_still_end_in_the_right_film(
@@ -201,6 +209,25 @@ def test_without_a_launcher_of_pods_the_film_is_made_here_and_the_run_says_so(
         run = instance.get_run_by_id(result.run_id)
         assert run is not None
         assert "step pods need K8sRunLauncher" in run.tags[FALLBACK_TAG]
+
+
+def test_with_an_api_server_that_does_not_answer_the_film_is_made_here_and_the_run_says_so(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = _data_root(tmp_path, {"small": small})
+    monkeypatch.setenv("MONTAGE_DATA", str(data))
+    monkeypatch.setenv("MONTAGE_EXECUTOR", "k8s")
+    with deployed(plan(), data, tmp_path) as deployment:
+        deployment.cluster.stop()
+        instance = deployment.instance
+        instance.add_dynamic_partitions("montage", ["small"])
+        with dg.execute_job(
+            dg.reconstructable(montage_job), instance=instance, tags={"dagster/partition": "small"}
+        ) as result:
+            assert result.success
+        run = instance.get_run_by_id(result.run_id)
+        assert run is not None
+        assert "the Kubernetes API is not reachable" in run.tags[FALLBACK_TAG]
 
 
 def test_a_malformed_cluster_yaml_is_complained_about_once_and_places_nothing(tmp_path: Path) -> None:
