@@ -50,23 +50,25 @@ class CGPUNeuralLooks:
         self._client = client
         self._on_sent = on_sent
 
-    def look_remote(self, pictures: NDArray[np.uint8], windows: Sequence[Window]) -> RemoteLooks:
-        """Show the network windows of a clip's small pictures, (frames, 27, 48, 3); as `media.transnet.look`.
+    def look_remote(self, clips: Sequence[tuple[NDArray[np.uint8], Sequence[Window]]]) -> RemoteLooks:
+        """Show the network windows of the small pictures, (frames, 27, 48, 3), of some clips, all in one session.
 
-        Raises CloudFailure.
+        The answers are those that `media.transnet.look` gives to the windows of one clip after the other's. Raises
+        CloudFailure.
         """
+        windows = [window for _, of_clip in clips for window in of_clip]
         if not windows:
             return RemoteLooks([], "none")
-        shown, moved = only_what_is_shown(len(pictures), windows)
+        pictures, order, moved = only_what_is_shown(clips)
         with tempfile.TemporaryDirectory(prefix="montage-cloud-") as place:
             sent, modules, answers = Path(place) / _SENT, Path(place) / MODULES, Path(place) / _ANSWERS
             rows = [[each.start, each.length, each.keep_from, each.keep_until] for each in moved]
-            np.savez_compressed(sent, pictures=pictures[shown], windows=np.array(rows, np.int64))
+            np.savez_compressed(sent, pictures=pictures, order=order, windows=np.array(rows, np.int64))
             modules.write_bytes(packed_modules(["montage_assets.media.transnet"]))
             limit_s = _WORK_S + _SECONDS_PER_WINDOW * len(windows)
 
             def work(workspace: Workspace) -> str:
-                workspace.put([sent, modules, _SCRIPT], f"{len(shown)} pictures of 48x27, and the detector")
+                workspace.put([sent, modules, _SCRIPT], f"{len(pictures)} pictures of 48x27, and the detector")
                 output = run_script(workspace, _SCRIPT, MODULES, _SENT, _ANSWERS, *PACKAGES, timeout_s=limit_s)
                 workspace.get(_ANSWERS, answers)
                 devices = [line.removeprefix(_DEVICE) for line in output.lines if line.startswith(_DEVICE)]
@@ -76,17 +78,29 @@ class CGPUNeuralLooks:
             return RemoteLooks(read_answers(answers, windows), device)
 
 
-def only_what_is_shown(frames: int, windows: Sequence[Window]) -> tuple[NDArray[np.int64], list[Window]]:
-    """The numbers of the frames that any window shows, rising, and the windows moved to where these stand then."""
-    spans = [np.arange(max(each.start, 0), min(each.start + each.length, frames)) for each in windows]
-    shown: NDArray[np.int64] = np.unique(np.concatenate(spans))
-    moved = []
-    for each in windows:
-        # A window that leaves the clip at its begin does so among the shown frames, of which the first is the clip's.
-        start = int(np.searchsorted(shown, max(each.start, 0))) + min(each.start, 0)
-        by = start - each.start
-        moved.append(replace(each, start=start, keep_from=each.keep_from + by, keep_until=each.keep_until + by))
-    return shown, moved
+def only_what_is_shown(
+    clips: Sequence[tuple[NDArray[np.uint8], Sequence[Window]]],
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Window]]:
+    """Each picture that any window shows, once; in which order they are shown, window after window; and the windows
+    moved to where they stand in that order, where none leaves its clip any more."""
+    kept: list[NDArray[np.uint8]] = []
+    order: list[NDArray[np.int64]] = []
+    moved: list[Window] = []
+    before = place = 0
+    for pictures, windows in clips:
+        # A window that leaves its clip shows the first or last picture again.
+        spans = [np.clip(np.arange(each.start, each.start + each.length), 0, len(pictures) - 1) for each in windows]
+        if not spans:
+            continue
+        numbers = np.unique(np.concatenate(spans))
+        kept.append(pictures[numbers])
+        for each, span in zip(windows, spans, strict=True):
+            order.append(before + np.searchsorted(numbers, span))
+            by = place - each.start
+            moved.append(replace(each, start=place, keep_from=each.keep_from + by, keep_until=each.keep_until + by))
+            place += each.length
+        before += len(numbers)
+    return np.concatenate(kept), np.concatenate(order), moved
 
 
 def read_answers(file: Path, windows: Sequence[Window]) -> list[NDArray[np.float32]]:

@@ -30,13 +30,21 @@ def seen(frames: int, window: Window) -> list[int]:
 
 
 @pytest.mark.parametrize("windows", [WINDOWS, WINDOWS[2:3], windows_of_all(240), [Window(-8, 32, 0, 16)]])
-def test_every_window_shows_the_same_frames_though_only_those_are_sent(windows: list[Window]) -> None:
-    shown, moved = only_what_is_shown(240, windows)
-    assert shown.tolist() == sorted({number for window in windows for number in seen(240, window)})
-    for before, after in zip(windows, moved, strict=True):
-        assert [int(shown[number]) for number in seen(len(shown), after)] == seen(240, before)
+def test_every_window_shows_the_same_pictures_though_each_is_sent_once(windows: list[Window]) -> None:
+    numbered = np.zeros((240, 27, 48, 3), np.uint8)
+    numbered[:, 0, 0, 0] = np.arange(240)
+    other = np.full((30, 27, 48, 3), 250, np.uint8)
+    clips = [(numbered, windows), (other, []), (other, [Window(-1, 32, 0, 30)])]
+    sent, order, moved = only_what_is_shown(clips)
+    assert len(sent) == len({number for window in windows for number in seen(240, window)}) + 30
+    assert len(moved) == len(windows) + 1
+    shown = sent[order][:, 0, 0, 0]
+    for before, after in zip(windows, moved, strict=False):
+        assert shown[after.start : after.start + after.length].tolist() == seen(240, before)
         assert after.keep_from - after.start == before.keep_from - before.start
         assert after.keep_until - after.keep_from == before.keep_until - before.keep_from
+    assert set(shown[moved[-1].start :].tolist()) == {250}
+    assert len(shown) == moved[-1].start + 32
 
 
 def test_answers_are_handed_out_to_their_windows(tmp_path: Path) -> None:
@@ -64,7 +72,7 @@ def test_a_file_without_answers_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_to_look_at_asks_nobody(cloud: Cloud) -> None:
-    assert CGPUNeuralLooks(cloud.client()).look_remote(pictures(), []).answers == []
+    assert CGPUNeuralLooks(cloud.client()).look_remote([(pictures(), [])]).answers == []
     assert cloud.calls() == []
 
 
@@ -77,14 +85,14 @@ def test_a_cloud_machine_without_the_network_says_so(lacking: str, cloud: Cloud)
     command = f'PYTHONPATH="{hidden}" PIP_NO_INDEX=1 exec "{sys.executable}" "$@"'
     cgpu_program.give_program(cloud.state, "python3", command)
     with pytest.raises(CloudFailure) as failure:
-        CGPUNeuralLooks(cloud.client()).look_remote(pictures(), WINDOWS)
+        CGPUNeuralLooks(cloud.client()).look_remote([(pictures(), WINDOWS)])
     assert failure.value.fault is CloudFault.TOOL_MISSING
     assert lacking.partition("_")[0] in failure.value.detail
 
 
 @pytest.mark.skipif(not INSTALLED, reason="the extra neural is not installed")
 def test_the_network_gives_the_answers_that_it_gives_here(cloud: Cloud) -> None:
-    remote = CGPUNeuralLooks(cloud.client()).look_remote(pictures(), WINDOWS)
+    remote = CGPUNeuralLooks(cloud.client()).look_remote([(pictures(), WINDOWS)])
     here = look(pictures(), WINDOWS, Compute(use="off"))
     assert len(remote.answers) == len(here.answers)
     for there, answer in zip(remote.answers, here.answers, strict=True):

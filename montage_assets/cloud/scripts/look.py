@@ -28,7 +28,7 @@ def main(modules: str, pictures: str, answers: str, *packages: str) -> None:
     from montage_assets.media.transnet import Compute, Window, look
 
     with np.load(pictures, allow_pickle=False) as stored:
-        shown, rows = stored["pictures"], stored["windows"]
+        shown, rows = stored["pictures"][stored["order"]], stored["windows"]
     looks = look(shown, [Window(*map(int, row)) for row in rows], Compute())
     np.savez_compressed(answers, answers=np.concatenate(looks.answers))
     print(f"DEVICE: {looks.device}")
