@@ -31,8 +31,12 @@ run_launcher:
 run_monitoring:
   enabled: true
   poll_interval_seconds: 5
-  start_timeout_seconds: 300
+  start_timeout_seconds: 45
   max_resume_run_attempts: 5
+run_retries:
+  enabled: true
+  max_retries: 2
+  retry_on_asset_or_op_failure: false
 """
 _ENDED = ("SUCCESS", "FAILURE", "CANCELED")
 

@@ -8,6 +8,7 @@ missing or twice, or in a failure that names the step.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -68,9 +69,10 @@ def _disturbed_run(folder: Path, footage: Path, chance: random.Random | None) ->
             stderr=subprocess.DEVNULL,
         )
         try:
-            run_id = deployment.launch("small")
+            run_id = _launch(deployment)
             done = [] if chance is None else _disturb(deployment, run_id, chance)
-            run = deployment.wait(run_id, LONGEST_RUN_S, taken_up_again=True)
+            run = _last_of_its_retries(deployment, deployment.wait(run_id, LONGEST_RUN_S, taken_up_again=True))
+            run_id = run.run_id
         finally:
             daemon.terminate()
             daemon.wait()
@@ -85,6 +87,32 @@ def _disturbed_run(folder: Path, footage: Path, chance: random.Random | None) ->
             print("\n".join(deployment.messages(run_id)[-12:]))
             return f"WRONG: {run.status.value} without a step's name ({', '.join(done)})", None
         return f"failure that names {', '.join(failed)} ({', '.join(done)})", None
+
+
+def _launch(deployment: Deployment) -> str:
+    """Launch by command: only a run that knows its code location can be made again by the daemon."""
+    command = [Path(sys.executable).with_name("dagster"), "job", "launch", "-m", "montage_assets.definitions"]
+    deployment.instance.add_dynamic_partitions("montage", ["small"])
+    subprocess.run(
+        [*command, "-j", "montage", "--tags", json.dumps({"dagster/partition": "small"})],
+        env={**os.environ, "DAGSTER_HOME": deployment.instance.root_directory},
+        check=True,
+        capture_output=True,
+    )
+    (run,) = deployment.instance.get_runs()
+    return run.run_id
+
+
+def _last_of_its_retries(deployment: Deployment, run: dg.DagsterRun) -> dg.DagsterRun:
+    """The run, or that which the daemon made of it after it was killed."""
+    while run.status is dg.DagsterRunStatus.FAILURE and run.tags.get("dagster/will_retry") == "true":
+        since = time.monotonic()
+        while not (again := deployment.instance.get_runs(dg.RunsFilter(tags={"dagster/parent_run_id": run.run_id}))):
+            if time.monotonic() - since > LONGEST_RUN_S:
+                raise AssertionError(f"run {run.run_id} was not made again")
+            time.sleep(1)
+        run = deployment.wait(again[0].run_id, LONGEST_RUN_S, taken_up_again=True)
+    return run
 
 
 def _disturb(deployment: Deployment, run_id: str, chance: random.Random) -> list[str]:
