@@ -1,14 +1,18 @@
 """Scenes of a montage's clips from the cloud: what is sent of them, and whether what comes back fits them."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from montage_assets.assets import neural_steps
 from montage_assets.assets.footage import Footage
+from montage_assets.assets.neural_steps import LookReport, LookShard
 from montage_assets.assets.proxies import Proxies
-from montage_assets.cloud.offload import Offload, Session
+from montage_assets.cloud.neural_looks import BYTES_PER_FRAME, CGPUNeuralLooks
+from montage_assets.cloud.offload import Offload, Outcome, Session
 from montage_assets.cloud.policy import Work
 from montage_assets.cloud.scene_detector import COPY_BYTES_PER_S, CGPUSceneDetector, RemoteScenes, Video
 from montage_assets.data_root import DataRoot
@@ -20,6 +24,10 @@ from montage_assets.media.scenes import SceneList
 
 STOCK = ("adaptive", "content", "hash", "histogram", "threshold")
 """The detectors that find scenes in small copies. Neural ones are asked by `cloud.neural_looks`."""
+
+
+NOMINAL_FPS = 30.0
+"""Of what is shown; the costs that decisions reckon with are per second of film."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,34 @@ def find(offload: Offload, root: DataRoot, footage: Footage, proxies: Proxies, c
     outcome = offload.attempt(work, detect)
     found = {} if outcome.value is None else dict(zip([clip.name for clip in clips], outcome.value, strict=True))
     return InCloud(found, outcome.told)
+
+
+def look(offload: Offload, root: DataRoot, shard: LookShard) -> Outcome[LookReport]:
+    """Let the cloud show TransNet V2 all windows of a shard, in one session, and store its answers; no value when
+    that is to be done here."""
+    frames = neural_steps.frames_shown(shard)
+
+    def work() -> Work:
+        seconds = frames / NOMINAL_FPS
+        return Work("neural scenes", seconds, items=len(shard.tasks), upload_bytes=frames * BYTES_PER_FRAME)
+
+    def show(session: Session) -> LookReport:
+        began, cpu_before = time.monotonic(), time.process_time()
+        clips = [(neural_steps.pictures_of(root, task), task.windows) for task in shard.tasks]
+        found = CGPUNeuralLooks(session.client, session.on_sent).look_remote(clips)
+        answers = iter(found.answers)
+        for task in shard.tasks:
+            neural_steps.keep_answers(root, task, [next(answers) for _ in task.windows])
+        return LookReport(
+            shard.index,
+            len(found.answers),
+            frames,
+            f"{found.device} in the cloud",
+            round(time.monotonic() - began, 3),
+            round(time.process_time() - cpu_before, 3),
+        )
+
+    return offload.attempt(work, show)
 
 
 def fitting(remote: RemoteScenes | None, scores: FrameScores, clip: Clip, log: Any) -> SceneList | None:

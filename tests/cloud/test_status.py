@@ -40,10 +40,10 @@ def test_all_that_is_known_shows_and_nobody_is_asked(data: Path, cloud: Cloud) -
         "file": str(cloud.session), "state": "present", "age_days": 0.0, "refused": False, "fresh": True,
     }  # fmt: skip
     assert shown["ready"] is True
-    assert {row["work"] for row in shown["would_send"]} == {"beats", "scenes", "encode", "upscale"}  # type: ignore[attr-defined]
+    assert {row["work"] for row in shown["would_send"]} == {"beats", "scenes", "neural scenes", "encode", "upscale"}  # type: ignore[attr-defined]
     assert (shown["sent"]["uploads"], shown["sent"]["bytes"], shown["sent"]["bytes_per_s"]) == (1, 1_500_000, 500_000)  # type: ignore[index]
     assert shown["failed"]["times"] == 1  # type: ignore[index]
-    assert shown["circuit"] == "open in run run-1 for beats, scenes, encode, upscale"
+    assert shown["circuit"] == "open in run run-1 for beats, scenes, neural scenes, encode, upscale"
     assert "used up" in str(shown["left"])
     assert cloud.calls() == []
 
@@ -65,7 +65,7 @@ def test_without_consent_it_says_that_nothing_leaves(data: Path, cloud: Cloud, m
     monkeypatch.delenv("CGPU_GPU_ENABLED")
     text = run("status", "--ask").output
     assert "not given" in text
-    assert text.count("never, without consent") == 4
+    assert text.count("never, without consent") == 5
     assert cloud.calls() == []
 
 
