@@ -34,6 +34,11 @@ def _seconds(value: Any) -> Any:
     return value
 
 
+def _switch(value: Any) -> Any:
+    """YAML reads `on` and `off` as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 def _resolution(value: Any) -> Any:
     if isinstance(value, str):
         return value.strip().lower().replace("×", "x")
@@ -101,6 +106,11 @@ class MontageSpec(BaseModel):
     )
     max_shot: Annotated[float, Field(ge=0.5, le=60)] | None = Field(
         None, description="Longest shot in seconds. Default: the pace's."
+    )
+    upscale: Annotated[Literal["off", "auto", "on"], BeforeValidator(_switch)] = Field(
+        "off",
+        description="Enlarge shots whose source is smaller than the film by a neural network: on, off, or (auto) only "
+        "where a GPU, here or in the cloud, does it. Needs the extra `upscale`; slow on a CPU.",
     )
     original_audio: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="Level of the clips' own sound under the music, 0 to 1."

@@ -52,13 +52,14 @@ def encode(
     def do(session: Session) -> RenderedSegment:
         with tempfile.TemporaryDirectory(prefix="montage-cloud-") as place:
             pictures = Path(place) / "pictures.ts"
-            render.render_segment(shots, replace(fmt, codec="h264"), pictures, encoders=[_near_lossless()])
+            render.render_segment(shots, replace(fmt, codec="h264"), pictures, encoders=[near_lossless()])
             return _encoded(session, pictures, fmt, out, frames)
 
     return offload.attempt(work, do)
 
 
-def _near_lossless() -> ReadyEncoder:
+def near_lossless() -> ReadyEncoder:
+    """x264, quick, for what is encoded once more at once."""
     row = software_encoder("h264")
     quick = dict.fromkeys(QUALITIES, ("-preset", "superfast", "-crf", "{q}"))
     return ReadyEncoder(replace(row, quality=quick), numbers=dict.fromkeys(QUALITIES, _NEAR_LOSSLESS))

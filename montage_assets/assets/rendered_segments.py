@@ -5,8 +5,8 @@ encode a segment, one step per node, with as many segments as the node is fast.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
@@ -18,6 +18,14 @@ from montage_assets.assets.clip_selections import Selection
 from montage_assets.assets.common import GROUP, OWNERS, RETRIES, by_name, clip_source, data_root, mapping_key, task_tags
 from montage_assets.assets.footage import Footage
 from montage_assets.assets.proxies import Proxies
+from montage_assets.assets.upscaled_shots import (
+    UpscaledShot,
+    UpscaleReport,
+    in_words,
+    plan_upscaling,
+    upscale_shot,
+    upscaled_shots,
+)
 from montage_assets.cloud.offload import Offload
 from montage_assets.cluster.distribution import balance
 from montage_assets.cluster.workers import encoding_workers
@@ -80,9 +88,10 @@ class SegmentBatch:
 
 @dataclass(frozen=True)
 class SegmentPlan:
-    """All segments of the film in order, encoded or not."""
+    """All segments of the film in order, encoded or not. `upscaling`: what was made larger where, and what was not."""
 
     segments: list[SegmentTask]
+    upscaling: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -121,12 +130,18 @@ class Segments:
     retry_policy=RETRIES,
 )
 def plan_segments(
-    context: dg.OpExecutionContext, footage: Footage, proxies: Proxies, clip_selections: Selection
+    context: dg.OpExecutionContext,
+    footage: Footage,
+    proxies: Proxies,
+    clip_selections: Selection,
+    upscaling: list[UpscaleReport],
 ) -> Iterator[dg.Output[SegmentPlan] | dg.DynamicOutput[SegmentBatch]]:
     """Group the shots; ask for the segments that are not encoded yet."""
     with plain_failures():
         root, settings = data_root(), Settings.from_environment()
-        plan = segment_plan(footage, proxies, clip_selections, encoder_wish(settings))
+        larger = upscaled_shots(root, footage, clip_selections)
+        plan = segment_plan(footage, proxies, clip_selections, encoder_wish(settings), larger)
+        plan = replace(plan, upscaling=in_words(larger, upscaling))
         missing = [task for task in plan.segments if not _is_done(root, task)]
         size = (clip_selections.edit.width, clip_selections.edit.height)
         batches = batches_of(missing, encoding_workers(settings, root, size, footage.spec.quality == "preview"))
@@ -188,6 +203,7 @@ def collect_segments(context: dg.OpExecutionContext, plan: SegmentPlan, encoded:
             "encoded now": encoded_now,
             "size (MB)": round(sum(report.size_bytes for report in reports) / 1e6, 2),
             "encoders": ", ".join(sorted({report.encoder for report in reports})),
+            **({"upscaled shots": "; ".join(plan.upscaling)} if plan.upscaling else {}),
             "segments that fell back to another encoder": sum(1 for report in reports if report.fallback),
             "segment table": _table(reports),
         }
@@ -204,7 +220,8 @@ def collect_segments(context: dg.OpExecutionContext, plan: SegmentPlan, encoded:
 )
 def rendered_segments(footage: Footage, proxies: Proxies, clip_selections: Selection) -> Segments:
     """Plan, encode and collect the segments of one montage."""
-    plan, segments = plan_segments(footage, proxies, clip_selections)
+    larger = plan_upscaling(footage, clip_selections).map(upscale_shot).collect()
+    plan, segments = plan_segments(footage, proxies, clip_selections, larger)
     return collect_segments(plan, segments.map(encode_segment).collect())  # type: ignore[no-any-return]
 
 
@@ -235,7 +252,13 @@ def _machine_encoders_of(folder: Path | None, variables: tuple[tuple[str, str], 
     return MachineEncoders(folder, variables)
 
 
-def segment_plan(footage: Footage, proxies: Proxies, selection: Selection, wish: Wish) -> SegmentPlan:
+def segment_plan(
+    footage: Footage,
+    proxies: Proxies,
+    selection: Selection,
+    wish: Wish,
+    upscaled: Mapping[int, UpscaledShot] | None = None,
+) -> SegmentPlan:
     """The film's segments. Depends on the edit and on the encoder asked for, if any; never on who renders it."""
     edit = selection.edit
     fmt = output_format(edit, footage.spec)
@@ -243,9 +266,12 @@ def segment_plan(footage: Footage, proxies: Proxies, selection: Selection, wish:
     clips = by_name(selection.clips)
     small = {proxy.name: proxy for proxy in proxies.proxies} if footage.spec.quality == "preview" else {}
     sources = []
-    for shot in edit.shots:
+    for number, shot in enumerate(edit.shots):
         clip = clips[shot.clip]
-        if shot.clip in small:
+        larger = (upscaled or {}).get(number)
+        if larger is not None:
+            sources.append(ShotSource(larger.key, larger.key, larger.clip, Fraction(0), shot.frames))
+        elif shot.clip in small:
             sources.append(_source(small[shot.clip].key, small[shot.clip].key, proxy_clip(clip), shot))
         else:
             sources.append(_source(clip_source(footage.folder, shot.clip), clip_key(clip), clip, shot))
