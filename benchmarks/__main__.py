@@ -1,14 +1,13 @@
 """Measure, and write docs/benchmarks.md: `python -m benchmarks [--media DIR] [QUESTION ...]`.
 
-Without questions all are measured (about an hour on two cores). With some, the others' answers are taken from
-the last time they were measured, which are kept beside the made sources in --work.
+Without questions all are measured (about an hour on two cores). With some, the others' sections stay as they stand in
+the document, and so does its head.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import platform
 import re
@@ -16,13 +15,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from benchmarks.bench import Bench
-from benchmarks.report import Section, document
+from benchmarks.report import updated
 from montage_assets.media.ffmpeg import ffmpeg_version
 
-QUESTIONS = ("scoring", "orchestration", "rendering", "memory", "scenes", "songs", "decode_cost")
+QUESTIONS = ("scoring", "orchestration", "rendering", "memory", "scenes", "songs", "decode_cost", "cluster")
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -40,19 +37,13 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.media.resolve(), options.work.resolve())
-    sections = TypeAdapter(Section)
+    found = []
     for question in options.questions or QUESTIONS:
         sys.stderr.write(f"{question} ...\n")
-        section = importlib.import_module(f"benchmarks.{question}").measure(bench)
-        _answer(bench, question).write_bytes(sections.dump_json(section))
-    answers = [_answer(bench, question) for question in QUESTIONS]
-    known = [sections.validate_python(json.loads(path.read_bytes())) for path in answers if path.is_file()]
-    options.out.write_text(document(known, _machine(bench)))
+        found.append(importlib.import_module(f"benchmarks.{question}").measure(bench))
+    before = options.out.read_text() if options.questions and options.out.is_file() else ""
+    options.out.write_text(updated(before, found, _machine(bench)))
     sys.stderr.write(f"{options.out}\n")
-
-
-def _answer(bench: Bench, question: str) -> Path:
-    return bench.work / f"{question}.json"
 
 
 def _machine(bench: Bench) -> str:

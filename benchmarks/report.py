@@ -51,30 +51,81 @@ def at_least(what: str, value: float, least: float, unit: str, why: str) -> Line
 
 def document(sections: Sequence[Section], machine: str) -> str:
     """The whole of docs/benchmarks.md."""
-    parts = [
-        "# Benchmarks\n\nWritten by `python -m benchmarks` (`make bench`); do not edit.\n\n" + machine,
-        _summary(sections),
-        *(_section(section) for section in sections),
-    ]
-    return "\n\n".join(parts) + "\n"
+    return _put_together(_head(machine), [_written(section) for section in sections])
 
 
-def _summary(sections: Sequence[Section]) -> str:
-    judged = [line for section in sections for line in section.lines if line.met is not None]
-    rows = [[line.what, line.figure, line.target, "met" if line.met else "**missed**"] for line in judged]
-    return "## Targets\n\n" + _table(Table(["what", "figure", "target", ""], rows))
+def updated(before: str, sections: Sequence[Section], machine: str) -> str:
+    """The document with these sections in the place of those of the same title, else at the end.
+
+    All else stays as it was written, the head included. Where there is no such document yet, a new one.
+    """
+    head, *parts = before.rstrip("\n").split(_NEW_PART)
+    if not head.startswith(_TITLE) or not parts:
+        return document(sections, machine)
+    targets = parts[0].splitlines()
+    written = {part.title: part for part in (_read(text, targets) for text in parts[1:])}
+    written.update({section.title: _written(section) for section in sections})
+    return _put_together(head, list(written.values()))
 
 
-def _section(section: Section) -> str:
+def section_text(section: Section) -> str:
+    """One section as Markdown."""
     parts = [f"## {section.title}", section.method]
     if section.lines:
-        rows = [[line.what, line.figure, line.target] for line in section.lines]
-        parts.append(_table(Table(["what", "figure", "target"], rows)))
+        parts.append(_table(Table(_FIGURES_HEAD, [[line.what, line.figure, line.target] for line in section.lines])))
     parts += [f"Missed, {line.what}: {line.why}" for line in section.lines if line.why]
     parts += [_table(table) for table in section.tables]
     return "\n\n".join(parts)
 
 
+_TITLE = "# Benchmarks\n"
+_NEW_PART = "\n\n## "
+_FIGURES_HEAD = ["what", "figure", "target"]
+_TARGETS_HEAD = [*_FIGURES_HEAD, ""]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A section as it stands in the document, and its rows of the table of targets."""
+
+    title: str
+    text: str
+    judged: list[str]
+
+
+def _head(machine: str) -> str:
+    return f"{_TITLE}\nWritten by `python -m benchmarks` (`make bench`); do not edit.\n\n{machine}"
+
+
+def _written(section: Section) -> _Part:
+    judged = [
+        _row([line.what, line.figure, line.target, "met" if line.met else "**missed**"])
+        for line in section.lines
+        if line.met is not None
+    ]
+    return _Part(section.title, section_text(section), judged)
+
+
+def _read(text: str, targets: Sequence[str]) -> _Part:
+    """A section of the document, without its two signs at the beginning."""
+    figures = {line for line in text.splitlines() if line.startswith("| ") and line != _row(["---"] * 3)}
+    judged = [row for row in targets if _row(_cells(row)[:3]) in figures and row != _row(_TARGETS_HEAD)]
+    return _Part(text.partition("\n")[0], f"## {text}", judged)
+
+
+def _put_together(head: str, parts: Sequence[_Part]) -> str:
+    rows = [row for part in parts for row in part.judged]
+    targets = "\n".join([_row(_TARGETS_HEAD), _row(["---"] * 4), *rows])
+    return "\n\n".join([head, f"## Targets\n\n{targets}", *(part.text for part in parts)]) + "\n"
+
+
+def _cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip().removeprefix("|").removesuffix("|").split("|")]
+
+
 def _table(table: Table) -> str:
-    lines = [table.head, ["---"] * len(table.head), *table.rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join(_row(cells) for cells in (table.head, ["---"] * len(table.head), *table.rows))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

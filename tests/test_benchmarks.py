@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measuring import Costs, cost_of, paired_ratio
-from benchmarks.report import Section, document, within
+from benchmarks.report import Section, Table, document, updated, within
 from benchmarks.scenes import Tally, Truth, count, truth_of
 
 
@@ -70,3 +70,27 @@ def test_work_that_fails_is_no_measurement() -> None:
 
 def test_a_ratio_compares_rounds_with_their_own_neighbours() -> None:
     assert paired_ratio(Costs([2.0, 6.0, 2.2]), Costs([1.0, 3.0, 1.0])) == 2.0
+
+
+def test_one_section_is_measured_anew_and_the_others_stay_as_they_stand() -> None:
+    first = [
+        Section("Things", "How.", [within("cost", 3.0, 2.0, " s", "it does too much")]),
+        Section("Others", "So.", [within("memory", 1.0, 2.0, " MB", "")], [Table(["a", "b"], [["1", "2"]])]),
+    ]
+    before = document(first, "Machine: one.")
+    assert updated(before, [], "Machine: two.") == before
+    again = updated(before, [Section("Things", "Anew.", [within("cost", 1.0, 2.0, " s", "")])], "Machine: two.")
+    assert "Machine: one." in again
+    assert "Machine: two." not in again
+    assert "| cost | 1.00 s | at most 2 s | met |" in again
+    assert "**missed**" not in again
+    assert "it does too much" not in again
+    assert again.index("## Things") < again.index("## Others")
+    assert before[before.index("## Others") :] == again[again.index("## Others") :]
+
+
+def test_a_new_section_comes_last_with_its_targets_and_a_first_one_makes_the_document() -> None:
+    one = Section("Things", "How.", [within("cost", 1.0, 2.0, " s", "")])
+    two = Section("More", "So.", [within("memory", 9.0, 2.0, " MB", "much")])
+    assert updated("", [one, two], "Machine: one.") == document([one, two], "Machine: one.")
+    assert updated(document([one], "Machine: one."), [two], "") == document([one, two], "Machine: one.")
