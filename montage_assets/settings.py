@@ -59,7 +59,7 @@ class Settings:
     not slower; `on`: before the CPU's; `off`). `hwaccel`: FFMPEG_HWACCEL, the one kind of them to use.
     `output_codec`: OUTPUT_CODEC, the film's codec where montage.yaml names none, or the ffmpeg encoder to try first.
     `gpu_analysis`: LOCAL_GPU_OPENCV, whether neural networks that look at pictures run on this machine's GPU (`auto`
-    where torch finds one, `on` the same with a warning where it does not, `off`). `gpu_memory_limit_mb`:
+    where there is one, `on` on Apple's too and with a warning where there is none, `off`). `gpu_memory_limit_mb`:
     GPU_MEMORY_LIMIT, megabytes of its memory that they may take, None for all that is free.
     `driver_variables`: those of DRIVER_VARIABLES that are set. `encoder_cache`: where the results of test encodes
     are kept, below XDG_CACHE_HOME or ~/.cache; None where no home folder is known.

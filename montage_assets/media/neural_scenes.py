@@ -35,7 +35,7 @@ DEFAULT_THRESHOLD = 0.3
 """Of the network's probability. On 97 cuts that were viewed F1 was 0.995 at 0.3, 0.979 at 0.5 and 0.946 at 0.7."""
 
 # Chosen on film made of pieces of single shots, of 5 to 60 frames, a third of it darkened, with flashes of one and two
-# frames (benchmarks/neural.py makes it); the clips whose cuts were viewed were not used for it.
+# frames (benchmarks/neural.py makes it), not by what gave the most on the clips whose cuts were viewed.
 LOOSE_SCORE, LOOSE_RATIO = 8.0, 2.3
 """What has less of either is no cut. PySceneDetect's own thresholds are 15 and 3."""
 CLEAR_SCORE, CLEAR_RATIO = 20.0, 5.0

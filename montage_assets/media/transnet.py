@@ -56,8 +56,8 @@ class Window:
 
 @dataclass(frozen=True)
 class Compute:
-    """What may be computed on: `use` of a GPU (`on` only differs in that its lack is told), `memory_mb` of it at most
-    (None for all there is)."""
+    """What may be computed on: `use` of a GPU (`on` takes Apple's as well, and its lack is told), `memory_mb` of it at
+    most (None for all there is)."""
 
     use: Use = "auto"
     memory_mb: int | None = None
@@ -118,14 +118,17 @@ def look(pictures: NDArray[np.uint8], windows: Sequence[Window], compute: Comput
 
 
 def device_for(compute: Compute) -> tuple[str, list[str]]:
-    """The device to compute on (cuda, which is also what ROCm answers to, mps or cpu), and what is to be told."""
+    """The device to compute on (cuda, which is also what ROCm answers to, mps or cpu), and what is to be told.
+
+    mps only where a GPU is asked for outright: the network's package warns that its answers differ there.
+    """
     import torch
 
     if compute.use == "off":
         return "cpu", []
     if torch.cuda.is_available():
         return "cuda", []
-    if torch.backends.mps.is_available():
+    if compute.use == "on" and torch.backends.mps.is_available():
         return "mps", []
     lacking = "no GPU that torch can use was found, so that the CPU was used"
     return "cpu", [lacking] if compute.use == "on" else []

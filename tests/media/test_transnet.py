@@ -188,6 +188,20 @@ def test_forcing_the_cpu_asks_for_no_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @neural
+def test_apples_gpu_is_used_only_when_asked_for_outright(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert transnet.device_for(Compute("auto")) == ("cpu", [])
+    assert transnet.device_for(Compute("on")) == ("mps", [])
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    device, notes = transnet.device_for(Compute("on"))
+    assert device == "cpu"
+    assert notes == ["no GPU that torch can use was found, so that the CPU was used"]
+
+
+@neural
 def test_windows_of_two_lengths_are_never_stacked() -> None:
     gpu = SmallGpu(room=8)
     windows = [Window(0, 32, 0, 2), Window(5, 32, 5, 7), Window(3, 100, 3, 5), Window(9, 32, 9, 11)]
