@@ -82,7 +82,10 @@ def _disturbed_run(folder: Path, footage: Path, chance: random.Random | None) ->
             frames = [bytes(frame.to_ndarray().tobytes()) for frame in frames_in(film / "montage.mp4")]
             return f"the film ({', '.join(done)})", ((film / "montage.json").read_bytes(), frames)
         events = [entry.dagster_event for entry in deployment.instance.all_logs(run_id) if entry.dagster_event]
-        failed = sorted({event.step_key or "" for event in events if event.is_step_failure})
+        failures = [event for event in events if event.is_step_failure]
+        failed = sorted({event.step_key or "" for event in failures})
+        for event in failures:
+            print(f"  {event.step_key}: {event.step_failure_data.error_display_string[:300]}")
         if not failed:
             print("\n".join(deployment.messages(run_id)[-12:]))
             return f"WRONG: {run.status.value} without a step's name ({', '.join(done)})", None
