@@ -79,7 +79,7 @@ def pod_executor(init_context: dg.InitExecutorContext, settings: Settings) -> dg
         PlacedSteps(pods._step_handler, settings),
         retries=RetryMode.ENABLED,
         check_step_health_interval_seconds=HEALTH_CHECK_EVERY_S,
-        # Dagster's check refuses to start a step again that has begun, which is what a run that is taken up by a new pod
+        # Dagster's check refuses to start a step again that has begun, which a run that is taken up by a new pod
         # must do. Steps of ours may be done twice: what they make is found by its content.
         should_verify_step=False,
     )
