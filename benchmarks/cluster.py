@@ -18,6 +18,7 @@ from benchmarks.cluster_costs import SHORT_FOOTAGE_MIN, SIZE, StepCosts, measure
 from benchmarks.cluster_jobs import (
     ANALYSIS,
     CHECKS,
+    FOOTAGE,
     IN_SEQUENCE,
     SONG,
     Job,
@@ -190,7 +191,8 @@ def _why(found: Outcome) -> str:
     fixed = starts * POD_START_S
     total = sum(found.cluster[stage] for stage in IN_SEQUENCE if stage != CHECKS)
     return (
-        f"of {total:.0f} s until the film is there, {fixed:.0f} s are {starts} pods starting one after another; "
+        f"of {total:.0f} s until the film is there, {fixed:.0f} s are {starts} pods starting one after another, and in "
+        f"{found.cluster[FOOTAGE]:.0f} s the clips are probed one by one in the run's own pod while all others wait; "
         f"one node takes {total * found.speedup():.0f} s for all of it"
     )
 

@@ -39,7 +39,7 @@ from montage_assets.media.frame_scores import FrameScores, dump_scores, load_sco
 from montage_assets.media.ingest import ingest_clip
 from montage_assets.media.join import join_segments
 from montage_assets.media.proxies import join_proxy, make_proxy_part
-from montage_assets.media.render import OutputFormat, RenderedSegment, render_segment, segment_args
+from montage_assets.media.render import OutputFormat, RenderedSegment, RenderShot, render_segment, segment_args
 from montage_assets.media.scenes import detect_scenes
 from montage_assets.media.shards import cut_into_ranges
 from montage_assets.media.soundtrack import mux_film
@@ -114,13 +114,15 @@ def _measure(bench: Bench) -> StepCosts:
     source, small, song = camera_source(bench), bench.film(), bench.songs()[0]
     frames, film_frames = probed(source).frames_estimate, SHOTS * SHOT_FRAMES
     clip, scores = probed(small), _scores_of(small)  # also loads here what the steps would count as theirs
-    lengths = {"short": partial(_analyse, source), "long": partial(_analyse, bench.looped(source, LONGER))}
+    paths = {"short": source, "long": bench.looped(source, LONGER)}
+    lengths = {name: partial(_analyse, path, probed(path)) for name, path in paths.items()}
+    shots = shots_from([source], SHOTS, SHOT_FRAMES, FPS)
     analyses = in_turns(lengths, ROUNDS + 1)
     short, long = analyses["short"].best, analyses["long"].best
     analysis_frame = (long - short) / ((LONGER - 1) * frames)
     with tempfile.TemporaryDirectory() as made:
         segment, film = Path(made) / "segment.ts", Path(made) / "film.mp4"
-        encoded = _best(partial(_encode, source, segment))
+        encoded = _best(partial(_encode, shots, segment))
         joined = _best(partial(_join, segment, song, film))
         checked = _best(partial(_check, film))
     few, many = (_best(partial(_scenes, clip, scores, times)) for times in (1, LONGER))
@@ -138,7 +140,7 @@ def _measure(bench: Bench) -> StepCosts:
         long_selection=_best(_selection(clip, scores, song, LONG_FOOTAGE_MIN, LONG_FILM_S))
         * max(1.0, LONG_FILM_S / song_s),
         segment_frame=encoded / film_frames,
-        segment_picture_frame=_best(partial(_filter, source)) / film_frames,
+        segment_picture_frame=_best(partial(_filter, shots)) / film_frames,
         join_frame=joined / (COPIES * film_frames),
         check_frame=checked / (COPIES * film_frames),
         step_process=steps / (STEPS - 1),
@@ -157,9 +159,7 @@ def _best(work: Callable[[], object]) -> float:
     return min(cost_of(work).cpu_s for _ in range(ROUNDS))
 
 
-def _analyse(source: Path) -> None:
-
-    clip = probed(source)
+def _analyse(source: Path, clip: Clip) -> None:
     (whole,) = cut_into_ranges(clip, 1, lambda _: None)
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "proxy.nut"
@@ -174,15 +174,14 @@ def _probe(source: Path) -> None:
     ingest_clip(source, source.name, fingerprint)
 
 
-def _encode(source: Path, out: Path) -> None:
+def _encode(shots: list[RenderShot], out: Path) -> None:
 
-    render_segment(shots_from([source], SHOTS, SHOT_FRAMES, FPS), OutputFormat(*SIZE, FPS), out)
+    render_segment(shots, OutputFormat(*SIZE, FPS), out)
 
 
-def _filter(source: Path) -> None:
+def _filter(shots: list[RenderShot]) -> None:
     """The segment's command with its encoder replaced by none."""
 
-    shots = shots_from([source], SHOTS, SHOT_FRAMES, FPS)
     command = segment_args(shots, OutputFormat(*SIZE, FPS), on_cpu("h264"), Path("none.ts"))
     until_encoder = command[: command.index("[film]", command.index("-map")) + 1]
     run_ffmpeg([*until_encoder, "-f", "null", "-"], what="filtering a segment")
