@@ -19,7 +19,7 @@ from benchmarks.bench import Bench
 from benchmarks.report import updated
 from montage_assets.media.ffmpeg import ffmpeg_version
 
-QUESTIONS = ("scoring", "orchestration", "rendering", "memory", "scenes", "songs", "decode_cost", "cluster")
+QUESTIONS = ("scoring", "orchestration", "rendering", "memory", "scenes", "songs", "decode_cost", "neural", "cluster")
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
