@@ -192,7 +192,7 @@ def _why(found: Outcome) -> str:
     total = sum(found.cluster[stage] for stage in IN_SEQUENCE if stage != CHECKS)
     return (
         f"of {total:.0f} s until the film is there, {fixed:.0f} s are {starts} pods starting one after another, and in "
-        f"{found.cluster[FOOTAGE]:.0f} s the clips are probed one by one in the run's own pod while all others wait; "
+        f"{found.cluster[FOOTAGE]:.0f} s the clips are probed in the run's own pod while all others wait; "
         f"one node takes {total * found.speedup():.0f} s for all of it"
     )
 

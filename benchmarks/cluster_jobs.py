@@ -175,14 +175,14 @@ def _steps(job: Job, costs: StepCosts, speeds: Sequence[float], encoding: Sequen
     shard_keys, segment_keys = (tuple(work.key for work in works) for works in (shards, encodes))
     plan, light = TaskType.METADATA, TaskType.CLIP_SELECTION
     return [
-        Work("footage", FOOTAGE, plan, (), beside + len(job.clips) * costs.probe_clip),
+        Work("footage", FOOTAGE, plan, (), beside, len(job.clips) * costs.probe_clip),
         Work("beats", SONG, TaskType.AUDIO_ANALYSIS, ("footage",), job.film_s * costs.song_second),
         Work("proxies.plan", ANALYSIS, plan, ("footage",), beside),
         *shards,
         Work("proxies.join", ANALYSIS, plan, ("proxies.plan", *shard_keys), beside),
         Work("scene_shards.plan", ANALYSIS, plan, ("proxies.join",), beside),
         Work("scene_shards.merge", ANALYSIS, plan, ("scene_shards.plan",), beside + scenes_s),
-        Work("clip_selections", SELECTION, light, ("scene_shards.merge", "beats"), job.selection_s),
+        Work("clip_selections", SELECTION, light, ("scene_shards.merge", "beats"), beside + job.selection_s),
         Work("rendered_segments.plan", RENDERING, plan, ("clip_selections",), beside),
         *encodes,
         Work("rendered_segments.collect", RENDERING, plan, segment_keys, beside),

@@ -20,7 +20,7 @@ import yaml
 
 from montage_assets.cluster.node import REFERENCE_CORES, NodeCapability
 from montage_assets.cluster.placement import RENDERING, MeasuredSpeeds, Placement, Placer, Step, k8s_config
-from montage_assets.cluster.pods import BESIDE_THE_RUN
+from montage_assets.cluster.pods import BESIDE_THE_RUN, LOOK_EVERY_S
 from montage_assets.cluster.tasks import Resolution, TaskType
 from montage_assets.cluster.tasks import Work as WorkKind
 from tests.cluster.emulator.nodes import node_object
@@ -29,8 +29,8 @@ from tests.cluster.emulator.scheduler import schedule
 POD_START_S = 10.0
 """Pods were measured to take 4 to 20 seconds from their creation to the first line of their step."""
 
-NOTICE_S = 1.0
-"""Dagster's executor looks once a second whether a step has ended."""
+NOTICE_S = LOOK_EVERY_S
+"""The executor looks so often whether a step has ended."""
 
 PARALLEL = 0.8
 """How much of a node's cores a step that uses all of them gets done."""

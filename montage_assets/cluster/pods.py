@@ -35,11 +35,14 @@ from montage_assets.cluster.tasks import FILM_SIZE_TAG, QUALITY_TAG, SOURCE_SIZE
 if TYPE_CHECKING:
     from montage_assets.settings import Settings
 
-BESIDE_THE_RUN = (TaskType.METADATA,)
-"""Planning and merging take a second; a pod takes four to twenty to start."""
+BESIDE_THE_RUN = (TaskType.METADATA, TaskType.CLIP_SELECTION)
+"""Planning, merging and deciding the edit take seconds; a pod takes four to twenty to start."""
 
 UNKNOWN_SIZE = (3840, 2160)
 """A run of a part of the graph may not know how large its footage is: too much memory is better than too little."""
+
+LOOK_EVERY_S = 0.2
+"""A run has a dozen steps one after another, and each ends in between two looks at its log."""
 
 HEALTH_CHECK_EVERY_S = 5
 NODES_KNOWN_FOR_S = 30
@@ -78,6 +81,7 @@ def pod_executor(init_context: dg.InitExecutorContext, settings: Settings) -> dg
     return StepDelegatingExecutor(
         PlacedSteps(pods._step_handler, settings),
         retries=RetryMode.ENABLED,
+        sleep_seconds=LOOK_EVERY_S,
         check_step_health_interval_seconds=HEALTH_CHECK_EVERY_S,
         # Dagster's check refuses to start a step again that has begun, which a run that is taken up by a new pod
         # must do. Steps of ours may be done twice: what they make is found by its content.

@@ -291,7 +291,7 @@ def _is_variable(times: list[int]) -> bool:
 
 
 def _decode_one_frame(path: Path, clip: Clip) -> tuple[bytes, str]:
-    """A JPEG from a third into the clip, and what ffmpeg said of the file; proves that it decodes."""
+    """A JPEG from about a third into the clip, and what ffmpeg said of the file; proves that it decodes."""
     # A frame a third in says more of a clip than its first one; where seeking fails the first one serves.
     for seek_s in (clip.duration_s / 3, None):
         try:
@@ -306,12 +306,13 @@ def _thumbnail(path: Path, seek_s: float | None) -> tuple[bytes, str]:
 
     side = _THUMBNAIL_LONG_SIDE
     scale = f"scale='if(gt(dar,1),{side},-2)':'if(gt(dar,1),-2,{side})',setsar=1,format=yuvj420p"
-    seek = [] if seek_s is None else ["-ss", f"{seek_s:.6f}"]
+    # One keyframe by one thread: decoding from there to the very second, or ahead of it, takes seconds at 4K.
+    seek = [] if seek_s is None else ["-skip_frame", "nokey", "-noaccurate_seek", "-ss", f"{seek_s:.6f}"]
     with tempfile.TemporaryDirectory(prefix="montage-thumbnail-") as folder:
         picture = Path(folder) / "frame.jpg"
         log = run_ffmpeg(
-            [*input_args(path, "-an", "-sn", *seek), "-map", "0:V:0", "-frames:v", "1", "-vf", scale, "-q:v", "4",
-             "-f", "mjpeg", str(picture)],
+            [*input_args(path, "-an", "-sn", "-threads", "1", *seek), "-map", "0:V:0", "-frames:v", "1", "-vf", scale,
+             "-q:v", "4", "-f", "mjpeg", str(picture)],
             what="decoding its first frame",
             timeout_s=_FIRST_FRAME_TIMEOUT_S,
             level="info",

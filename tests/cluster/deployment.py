@@ -112,7 +112,6 @@ def deployed(
         "MONTAGE_EXECUTOR": "k8s",
         "MONTAGE_CLUSTER_CONFIG": str(SHIPPED),
         "DAGSTER_HOME": str(home),
-        "DAGSTER_STEP_DELEGATING_EXECUTOR_SLEEP_SECONDS": "0.2",
         **(environment or {}),
     }
     with KubernetesEmulator(nodes, folder / "cluster", environment=pods_see) as cluster:

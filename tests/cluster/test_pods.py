@@ -98,7 +98,7 @@ def test_planning_and_merging_costs_no_pod_and_at_most_six_pods_start_one_after_
     on_the_plans_nodes: tuple[Deployment, Path, str],
 ) -> None:
     deployment, _, _ = on_the_plans_nodes
-    for step in ("footage", "scene_shards.plan_scene_shards", "scene_shards.merge_scenes", "film_checks"):
+    for step in ("footage", "scene_shards.plan_scene_shards", "scene_shards.merge_scenes", "clip_selections"):
         assert deployment.pods_of(step) == []
     times = sorted((pod.started or 0.0, pod.ended or 0.0) for pod in deployment.cluster.pods)
     in_sequence = 1  # the run's own pod
@@ -166,14 +166,14 @@ def test_killed_pods_deleted_jobs_and_a_lost_node_still_end_in_the_right_film(
             cluster.wait_until(lambda _: any(pod.started for pod in deployment.pods_of(step)), 120)
             return next(pod for pod in deployment.pods_of(step) if pod.started)
 
+        cluster.delete_job(wait_for_pod("beats").job)
         cluster.kill_pod(wait_for_pod("scene_shards.score_shard").name)
-        cluster.delete_job(wait_for_pod("clip_selections").job)
         lost = wait_for_pod("rendered_segments.encode_segment").node
         assert lost is not None
         cluster.lose_node(lost)
         run = deployment.wait(run_id)
         assert run.status is dg.DagsterRunStatus.SUCCESS
-        assert len(deployment.pods_of("clip_selections")) == 2
+        assert len(deployment.pods_of("beats")) == 2
         shards = deployment.pods_of("scene_shards.score_shard")
         assert len(shards) == 5
         assert shards[-1].node != shards[0].node
