@@ -81,7 +81,9 @@ def measure(bench: Bench) -> Section:
         "gave no reason to move a constant, and say little about hard footage.",
         [
             at_least("F1 of hybrid on viewed cuts", 100 * tallies["hybrid"].f1, LEAST_F1, " %", "see the table"),
-            at_least("F1 of transnetv2 on viewed cuts", 100 * tallies["transnetv2"].f1, LEAST_F1, " %", "see the table"),
+            at_least(
+                "F1 of transnetv2 on viewed cuts", 100 * tallies["transnetv2"].f1, LEAST_F1, " %", "see the table"
+            ),
             within(
                 "CPU of hybrid, times that of adaptive",
                 typical["hybrid"] / typical["adaptive"],
