@@ -90,8 +90,11 @@ def do_looks(root: DataRoot, shard: LookShard, compute: Compute, log: Any) -> Lo
     began, cpu_before = time.monotonic(), time.process_time()
     devices: list[str] = []
     notes: list[str] = []
-    for task in shard.tasks:
-        looks = transnet.look(pictures_of(root, task), task.windows, compute)
+    clip, pictures = "", np.zeros((0, 27, 48, 3), np.uint8)
+    for task in sorted(shard.tasks, key=lambda task: task.clip.name):
+        if task.clip.name != clip:  # parts of a clip share its pictures; those of an hour take 400 MB
+            clip, pictures = task.clip.name, pictures_of(root, task)
+        looks = transnet.look(pictures, task.windows, compute)
         devices += [looks.device] if looks.device not in devices else []
         for note in looks.notes:
             if note not in notes:
