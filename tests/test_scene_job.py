@@ -79,6 +79,7 @@ def test_the_pipelines_asset_finds_the_scores_of_a_job_and_has_the_same_cuts(dat
     folder.mkdir()
     write_clip(folder / "v.mp4", SHOTS, encoder=OPEN_GOP)
     write_song(folder / "song.wav", bpm=120, duration_s=8)
+    (folder / "montage.yaml").write_text("detector: adaptive\n")
     request = request_of(root, ["input/holiday/v.mp4"], 3, "adaptive", None)
     for index in range(3):
         do_shard(root, "j", request, index)
