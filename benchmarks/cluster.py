@@ -271,7 +271,7 @@ def _cost_table(costs: StepCosts) -> Table:
         ["the edit, 300 s film from 60 min", f"{costs.long_selection:.2f} s"],
         ["a frame of a segment: decoding, filters, libx264", f"{1000 * costs.segment_frame:.0f} ms"],
         ["its decoding and filters alone", f"{1000 * costs.segment_picture_frame:.0f} ms"],
-        ["joining and sound, a frame of the film", f"{1000 * costs.join_frame:.2f} ms"],
+        ["joining and sound", f"{costs.join_start:.2f} s and {1000 * costs.join_frame:.2f} ms a frame"],
         ["checking, a frame of the film", f"{1000 * costs.check_frame:.1f} ms"],
         ["a step as a process beside the run", f"{costs.step_process:.2f} s"],
     ]

@@ -60,7 +60,7 @@ LONGER = 3
 
 SHOTS, SHOT_FRAMES = 2, 36
 COPIES = 4
-"""Of the segment, which are joined and checked as one film."""
+"""Of the segment, which are joined and checked as one film; joined once more for a film LONGER times as long."""
 
 SHORT_FILM_S, SHORT_FOOTAGE_MIN = 30.0, 20
 LONG_FILM_S, LONG_FOOTAGE_MIN = 300.0, 60
@@ -91,6 +91,7 @@ class StepCosts:
     """Decoding, filtering and encoding 4K."""
     segment_picture_frame: float
     """The part of it that stays on the CPU whatever encodes: decoding and filters."""
+    join_start: float
     join_frame: float
     """Joining segments, and the sound."""
     check_frame: float
@@ -123,9 +124,11 @@ def _measure(bench: Bench) -> StepCosts:
     with tempfile.TemporaryDirectory() as made:
         segment, film = Path(made) / "segment.ts", Path(made) / "film.mp4"
         encoded = _best(partial(_encode, shots, segment))
-        joined = _best(partial(_join, segment, song, film))
+        joined_long = _best(partial(_join, segment, song, film, LONGER * COPIES))
+        joined = _best(partial(_join, segment, song, film, COPIES))
         checked = _best(partial(_check, film))
     few, many = (_best(partial(_scenes, clip, scores, times)) for times in (1, LONGER))
+    join_frame = (joined_long - joined) / ((LONGER - 1) * COPIES * film_frames)
     scenes_frame = (many - few) / ((LONGER - 1) * scores.frames)
     song_s = _song_s(song)
     steps = _best(partial(_run_steps, STEPS)) - _best(partial(_run_steps, 1))
@@ -141,7 +144,8 @@ def _measure(bench: Bench) -> StepCosts:
         * max(1.0, LONG_FILM_S / song_s),
         segment_frame=encoded / film_frames,
         segment_picture_frame=_best(partial(_filter, shots)) / film_frames,
-        join_frame=joined / (COPIES * film_frames),
+        join_start=max(0.0, joined - COPIES * film_frames * join_frame),
+        join_frame=join_frame,
         check_frame=checked / (COPIES * film_frames),
         step_process=steps / (STEPS - 1),
         footage_mbit=source.stat().st_size * 8 / SAMPLE_S / 1e6,
@@ -187,12 +191,12 @@ def _filter(shots: list[RenderShot]) -> None:
     run_ffmpeg([*until_encoder, "-f", "null", "-"], what="filtering a segment")
 
 
-def _join(segment: Path, song: Path, out: Path) -> None:
+def _join(segment: Path, song: Path, out: Path, copies: int) -> None:
 
     stream = read_encoded_stream(segment, on_cpu("h264").container)
     one = RenderedSegment(segment, stream.frames, "libx264", stream.parameters, segment.stat().st_size, 0.0)
-    joined = join_segments([one] * COPIES, OutputFormat(*SIZE, FPS), out.with_name("joined.mp4"))
-    mux_film(joined.path, song, out, music_start_s=0.0, frames=COPIES * one.frames, fps=FPS)
+    joined = join_segments([one] * copies, OutputFormat(*SIZE, FPS), out.with_name("joined.mp4"))
+    mux_film(joined.path, song, out, music_start_s=0.0, frames=copies * one.frames, fps=FPS)
 
 
 def _check(film: Path) -> None:

@@ -188,7 +188,7 @@ def _steps(job: Job, costs: StepCosts, speeds: Sequence[float], encoding: Sequen
         Work("rendered_segments.collect", RENDERING, plan, segment_keys, beside),
         Work(
             "montage", JOINING, TaskType.FINAL_RENDER, ("rendered_segments.collect",),
-            film_frames * costs.join_frame, joins=segment_keys,
+            costs.join_start + film_frames * costs.join_frame, joins=segment_keys,
         ),
         Work("film_checks", CHECKS, plan, ("montage",), beside, film_frames * costs.check_frame),
     ]  # fmt: skip

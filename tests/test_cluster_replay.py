@@ -20,7 +20,7 @@ from tests.cluster.clusters import AMD, ESPRIMO, PI, VAAPI, node, plan
 
 COSTS = StepCosts(
     analysis_frame=0.047, analysis_range=0.3, probe_clip=0.2, scenes_start=0.05, scenes_frame=2e-5, song_second=0.004,
-    short_selection=0.25, long_selection=2.0, segment_frame=0.35, segment_picture_frame=0.09, join_frame=0.003,
+    short_selection=0.25, long_selection=2.0, segment_frame=0.35, segment_picture_frame=0.09, join_start=0.6, join_frame=0.003,
     check_frame=0.025, step_process=0.6, footage_mbit=90.0,
 )  # fmt: skip
 """Round figures of the size that was measured: the tests are about what follows from them."""
