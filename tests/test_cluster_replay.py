@@ -20,8 +20,8 @@ from tests.cluster.clusters import AMD, ESPRIMO, PI, VAAPI, node, plan
 
 COSTS = StepCosts(
     analysis_frame=0.047, analysis_range=0.3, probe_clip=0.2, scenes_start=0.05, scenes_frame=2e-5, song_second=0.004,
-    short_selection=0.25, long_selection=2.0, segment_frame=0.35, segment_picture_frame=0.09, join_start=0.6, join_frame=0.003,
-    check_frame=0.025, step_process=0.6, footage_mbit=90.0,
+    short_selection=0.25, long_selection=2.0, segment_frame=0.35, segment_picture_frame=0.09, join_start=0.6,
+    join_frame=0.003, check_frame=0.025, step_process=0.6, footage_mbit=90.0,
 )  # fmt: skip
 """Round figures of the size that was measured: the tests are about what follows from them."""
 
@@ -38,6 +38,12 @@ def score(turn: int, cpu_s: float) -> Work:
 
 def encode(turn: int, cpu_s: float) -> Work:
     return Work(f"encode[batch_{turn + 1}]", "", TaskType.GPU_ENCODING, (), 0, cpu_s, turn, frames=100)
+
+
+def test_the_clip_that_one_worker_would_be_left_with_is_shared_by_all() -> None:
+    clips = [four_k(f"{number}.mp4", 60.0) for number in range(9)]
+    counts = range_counts(clips, [1.0] * 4)
+    assert sorted(counts.values()) == [1] * 8 + [4]
 
 
 def test_a_step_waits_for_its_run_its_own_pod_and_the_notice_of_the_step_before() -> None:

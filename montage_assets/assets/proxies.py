@@ -130,6 +130,8 @@ def report_table(reports: list[ShardReport]) -> dg.TableMetadataValue:
 
 def _join(context: dg.OpExecutionContext, footage: Footage, plan: ShardPlan, reports: list[ShardReport]) -> Proxies:
     root = data_root()
+    detector = footage.spec.detector
+    reports = shard_steps.complete(root, footage.folder, plan, reports, context.log, with_proxy=True, detector=detector)
     left_out = {entry.clip: entry for entry in shard_steps.failures_in(reports)}
     for clip in plan.clips:
         if clip.name in left_out:
@@ -137,7 +139,7 @@ def _join(context: dg.OpExecutionContext, footage: Footage, plan: ShardPlan, rep
         try:
             ranges = plan.ranges[clip.name]
             scores = shard_steps.merged_scores(root, footage.folder, clip, ranges, context.log)
-            if footage.spec.detector in NEURAL_DETECTORS:
+            if detector in NEURAL_DETECTORS:
                 shard_steps.merged_small_frames(root, footage.folder, clip, ranges, scores, context.log)
         except UnusableClip as error:
             context.log.warning(f"{clip.name} is left out: it {error}")

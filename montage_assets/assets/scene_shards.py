@@ -101,7 +101,8 @@ def plan_looks(
         return
     with plain_failures(), still_working(context.log.info, "finding what is to be looked at"):
         root, settings = data_root(), Settings.from_environment()
-        clips = list(_to_look_at(root, footage, proxies, plan, reports, context.log))
+        done = _complete(root, footage, plan, reports, context.log)
+        clips = list(_to_look_at(root, footage, proxies, plan, done, context.log))
         speeds = shard_steps.speeds_of_workers(root, footage.clips, settings)
         shards = neural_steps.plan_looks(root, detector, clips, speeds)
     for shard in shards:
@@ -132,6 +133,7 @@ def merge_scenes(
     """Put the scores of every clip together and run the detector once over them."""
     with plain_failures(), still_working(context.log.info, "deciding the scenes"):
         offload = Offload(Settings.from_environment(), data_root(), context.run_id, context.log)
+        reports = _complete(data_root(), footage, plan, reports, context.log)
         result, where = _merge(context, footage, proxies, plan, reports, offload)
         shard_steps.keep_speeds(data_root(), context.run_id, [*proxies.reports, *reports])
     context.add_output_metadata(
@@ -162,6 +164,13 @@ def scene_shards(footage: Footage, proxies: Proxies) -> Scenes:
     reports = shards.map(score_shard).collect()
     looks = plan_looks(footage, proxies, plan, reports).map(look_at_windows).collect()
     return merge_scenes(footage, proxies, plan, reports, looks)  # type: ignore[no-any-return]
+
+
+def _complete(
+    root: DataRoot, footage: Footage, plan: ShardPlan, reports: list[ShardReport], log: Any
+) -> list[ShardReport]:
+    detector = footage.spec.detector
+    return shard_steps.complete(root, footage.folder, plan, reports, log, with_proxy=False, detector=detector)
 
 
 def _neural(footage: Footage) -> NeuralName | None:

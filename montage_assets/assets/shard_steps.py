@@ -175,6 +175,40 @@ def do_shard(root: DataRoot, shard: ShardTask, log: Any) -> ShardReport:
     return ShardReport(shard.index, [_do_range(root, shard.folder, task, log) for task in shard.tasks])
 
 
+def complete(
+    root: DataRoot,
+    folder: str,
+    plan: ShardPlan,
+    reports: Sequence[ShardReport],
+    log: Any,
+    *,
+    with_proxy: bool,
+    detector: str,
+) -> list[ShardReport]:
+    """The reports of the shards, after doing here what the plan wants and no shard has done.
+
+    That is nothing, unless a run was carried on by two processes that planned differently: then shards of the one plan
+    meet the merge of the other.
+    """
+    failed = {entry.clip for entry in failures_in(reports)}
+    pictures = detector in NEURAL_DETECTORS
+    undone = [
+        task
+        for clip in plan.clips
+        if clip.name not in failed and not _is_merged(root, clip, with_proxy)
+        for task in (RangeTask(clip, part, with_proxy, pictures) for part in plan.ranges[clip.name])
+        if not is_done(root, task)
+    ]
+    if not undone:
+        return list(reports)
+    log.warning(f"{len(undone)} parts of the plan were done by no shard; they are done now")
+    return [*reports, do_shard(root, ShardTask(folder, len(reports), len(reports) + 1, undone), log)]
+
+
+def _is_merged(root: DataRoot, clip: Clip, with_proxy: bool) -> bool:
+    return root.exists(scores_key(clip)) and (not with_proxy or root.exists(proxy_key(clip)))
+
+
 def keep_speeds(root: DataRoot, run_id: str, reports: Sequence[ShardReport]) -> None:
     """Keep what the shards of a run tell about the nodes' speeds."""
     rows = [

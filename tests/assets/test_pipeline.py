@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import dagster as dg
 import numpy as np
 import pytest
 
+from montage_assets.assets import shard_steps
 from montage_assets.checks import CHECKS
+from montage_assets.data_root import DataRoot
 from montage_assets.definitions import build_definitions, defs
 from montage_assets.media.film_check import ADVISORY
 from tests.assets.small_montage import failure_of, run_job, write_montage
@@ -354,3 +358,23 @@ def test_a_killed_ffmpeg_fails_the_step_and_drops_no_clip(
     assert not result.success
     assert "ffmpeg was killed (signal 9)" in failure_of(result)
     assert not (data / "output").exists()
+
+
+def test_a_part_that_no_shard_has_done_is_done_by_the_merge(
+    data: Path, footage_folder: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a run was carried on by two processes that planned differently."""
+    put_in(data, footage_folder)
+    done = shard_steps.do_shard
+    lost: list[shard_steps.RangeTask] = []
+
+    def lose_one(root: DataRoot, shard: shard_steps.ShardTask, log: Any) -> shard_steps.ShardReport:
+        if lost:
+            return done(root, shard, log)
+        lost.extend(shard.tasks[-1:])
+        return done(root, replace(shard, tasks=shard.tasks[:-1]), log)
+
+    monkeypatch.setattr(shard_steps, "do_shard", lose_one)
+    assert run_job("holiday", instance).success
+    assert lost
+    assert edit_of(data)["left_out"] == []
