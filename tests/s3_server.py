@@ -41,6 +41,7 @@ class S3Server:
                 _weed(), "server", "-dir", str(folder / "data"), "-ip", "127.0.0.1", "-ip.bind", "127.0.0.1",
                 "-master.port", str(_free_port()), "-volume.port", str(_free_port()), "-filer",
                 "-filer.port", str(_free_port()), "-s3", "-s3.port", str(self._port),
+                "-s3.port.iceberg", "0", "-s3.port.lance", "0",
                 "-s3.config", str(folder / "s3.json"), "-master.volumeSizeLimitMB", "64", "-volume.max", "1000",
             ],
             stdout=self._log,

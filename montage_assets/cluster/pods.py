@@ -148,8 +148,11 @@ class PlacedSteps(StepHandler):
         """Whether the process or pod of a step that has not ended is alive."""
         key = _step_key(step_handler_context)
         if _task_of(step_handler_context.step_tags[key])[0] in BESIDE_THE_RUN:
-            return self._processes.check(step_handler_context)
-        return self._pods.check_step_health(step_handler_context)
+            health = self._processes.check(step_handler_context)
+        else:
+            health = self._pods.check_step_health(step_handler_context)
+        # A step that has told its end is what it says, whatever became of its job since.
+        return health if health.is_healthy or not _has_ended(step_handler_context, key) else _HEALTHY
 
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
         """Stop a step."""
@@ -279,6 +282,17 @@ def _run_dagster(arguments: list[str]) -> None:
     from dagster._cli import cli
 
     cli(arguments)
+
+
+_HEALTHY = CheckStepHealthResult.healthy()
+_ENDS = {dg.DagsterEventType.STEP_SUCCESS, dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.STEP_UP_FOR_RETRY}
+
+
+def _has_ended(context: StepHandlerContext, key: str) -> bool:
+    """Whether this attempt of a step has logged its end, be it that the executor has not read it yet."""
+    log = context.instance.get_records_for_run(context.execute_step_args.run_id, of_type=_ENDS).records
+    ends = [record for record in log if record.event_log_entry.step_key == key]
+    return len(ends) > _attempt(context, key)
 
 
 def _step_key(context: StepHandlerContext) -> str:

@@ -61,7 +61,8 @@ def test_the_table_is_readable_and_names_reasons_and_choice(tmp_path: Path, monk
         text = printed()
         assert "test h264_nvenc" in program.calls()
     assert text.splitlines()[2].split() == ["encoder", "device", "bits", "number", "fps", "VMAF", "kbit/s"]
-    assert "h264 films of 1920x1080: h264_nvenc on 0, then libx264" in text
+    (choice,) = [line for line in text.splitlines() if line.startswith("h264 films of 1920x1080: ")]
+    assert "libx264" in choice  # whether after the stand-in or before it is a matter of the speed measured
     assert "listed by ffmpeg, but the test encode crashed (SIGSEGV)" in text
     assert "FFMPEG_HWACCEL=cuda, but it cannot be used (hevc_nvenc on 0: listed by ffmpeg, but the test" in text
 

@@ -16,6 +16,7 @@ import json
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,6 +225,8 @@ class KubernetesEmulator:
         self._changed = threading.Condition(threading.RLock())
         self._version = 0
         self._numbers = itertools.count(1)
+        # A pod's processes are known by its uid: other emulators of this machine must not have the same ones.
+        self._uid_prefix = str(uuid.uuid4()).rpartition("-")[0]
         self._stores: dict[str, dict[Key, Object]] = {resource: {} for resource in api.RESOURCES}
         self._history: list[tuple[int, str, str, Object]] = []
         self._jobs: list[_Job] = []
@@ -523,7 +526,7 @@ class KubernetesEmulator:
             is_new = key not in self._stores[resource]
             if is_new:
                 number = next(self._numbers)
-                metadata.setdefault("uid", f"00000000-0000-4000-8000-{number:012x}")
+                metadata.setdefault("uid", f"{self._uid_prefix}-{number:012x}")
                 metadata.setdefault("creationTimestamp", timestamp(time.time()))
             self._touch()
             metadata["resourceVersion"] = str(self._version)
