@@ -21,7 +21,7 @@ dev: $(VENV)/installed $(DAGSTER_HOME)/dagster.yaml  ## the Dagster UI on http:/
 	$(BIN)/dagster dev -w workspace.yaml --host 127.0.0.1 --port 3000
 
 test: $(VENV)/installed-dev  ## the test suite
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --reruns 2
 
 test-neural: $(VENV)/installed-neural  ## the tests of the neural networks, none skipped
 	NEURAL_TESTS=required $(BIN)/python -m pytest tests/media/test_transnet.py tests/media/test_hybrid.py \
