@@ -61,6 +61,17 @@ def _data_root(folder: Path, montages: dict[str, Path]) -> Path:
     return data
 
 
+def _fallback_of_a_run_here(instance: dg.DagsterInstance) -> str:
+    """Make the film in this process; why it was not made in pods."""
+    instance.add_dynamic_partitions("montage", ["small"])
+    tags = {"dagster/partition": "small"}
+    with dg.execute_job(dg.reconstructable(montage_job), instance=instance, tags=tags) as result:
+        assert result.success
+    run = instance.get_run_by_id(result.run_id)
+    assert run is not None
+    return run.tags[FALLBACK_TAG]
+
+
 def _same_film(one: Path, other: Path, montage: str = "small") -> None:
     films = [root / "output" / montage for root in (one, other)]
     edits = [(film / "montage.json").read_bytes() for film in films]
@@ -201,14 +212,7 @@ def test_without_a_launcher_of_pods_the_film_is_made_here_and_the_run_says_so(
     monkeypatch.setenv("MONTAGE_DATA", str(data))
     monkeypatch.setenv("MONTAGE_EXECUTOR", "k8s")
     with dg.instance_for_test() as instance:
-        instance.add_dynamic_partitions("montage", ["small"])
-        with dg.execute_job(
-            dg.reconstructable(montage_job), instance=instance, tags={"dagster/partition": "small"}
-        ) as result:
-            assert result.success
-        run = instance.get_run_by_id(result.run_id)
-        assert run is not None
-        assert "step pods need K8sRunLauncher" in run.tags[FALLBACK_TAG]
+        assert "step pods need K8sRunLauncher" in _fallback_of_a_run_here(instance)
 
 
 def test_with_an_api_server_that_does_not_answer_the_film_is_made_here_and_the_run_says_so(
@@ -219,15 +223,7 @@ def test_with_an_api_server_that_does_not_answer_the_film_is_made_here_and_the_r
     monkeypatch.setenv("MONTAGE_EXECUTOR", "k8s")
     with deployed(plan(), data, tmp_path) as deployment:
         deployment.cluster.stop()
-        instance = deployment.instance
-        instance.add_dynamic_partitions("montage", ["small"])
-        with dg.execute_job(
-            dg.reconstructable(montage_job), instance=instance, tags={"dagster/partition": "small"}
-        ) as result:
-            assert result.success
-        run = instance.get_run_by_id(result.run_id)
-        assert run is not None
-        assert "the Kubernetes API is not reachable" in run.tags[FALLBACK_TAG]
+        assert "the Kubernetes API is not reachable" in _fallback_of_a_run_here(deployment.instance)
 
 
 def test_a_malformed_cluster_yaml_is_complained_about_once_and_places_nothing(tmp_path: Path) -> None:
