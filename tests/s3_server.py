@@ -50,7 +50,10 @@ class S3Server:
         self._wait(folder / "weed.log")
 
     def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Make this server the one that s3:// means."""
+        """Make this server the one that s3:// means, also after a test that went there with other keys."""
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()
         for name, value in self.environment().items():
             monkeypatch.setenv(name, value)
 
