@@ -28,6 +28,7 @@ from montage_assets.assets.upscaled_shots import (
 )
 from montage_assets.cloud.offload import Offload
 from montage_assets.cluster.distribution import balance
+from montage_assets.cluster.measured import Measurement, keep_measurements
 from montage_assets.cluster.workers import encoding_workers
 from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
@@ -96,7 +97,8 @@ class SegmentPlan:
 
 @dataclass(frozen=True)
 class SegmentReport:
-    """One finished segment. `fallback`: which encoders failed before the one that made it, and why."""
+    """One finished segment. `fallback`: which encoders failed before the one that made it, and why. `node`: where it
+    was encoded, empty for the cloud."""
 
     index: int
     key: str
@@ -107,6 +109,7 @@ class SegmentReport:
     seconds: float
     cpu_seconds: float
     fallback: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -196,11 +199,13 @@ def collect_segments(context: dg.OpExecutionContext, plan: SegmentPlan, encoded:
     with plain_failures():
         root = data_root()
         reports = [read_record(root, _report_key(task), SegmentReport) for task in plan.segments]
-    encoded_now = sum(len(batch.segments) for batch in encoded)
+        done_now = [report for batch in encoded for report in batch.segments]
+        if done_now:
+            keep_measurements(root, "encode", context.run_id, encoding_measured(done_now, plan.segments[0].format))
     context.add_output_metadata(
         {
             "segments": len(reports),
-            "encoded now": encoded_now,
+            "encoded now": len(done_now),
             "size (MB)": round(sum(report.size_bytes for report in reports) / 1e6, 2),
             "encoders": ", ".join(sorted({report.encoder for report in reports})),
             **({"upscaled shots": "; ".join(plan.upscaling)} if plan.upscaling else {}),
@@ -208,7 +213,7 @@ def collect_segments(context: dg.OpExecutionContext, plan: SegmentPlan, encoded:
             "segment table": _table(reports),
         }
     )
-    return Segments(reports, encoded_now)
+    return Segments(reports, len(done_now))
 
 
 @dg.graph_asset(
@@ -368,10 +373,17 @@ def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -
         seconds=round(counter.seconds, 3),
         cpu_seconds=round(done.cpu_s, 3),
         fallback="; ".join(filter(None, [*fallbacks, done.fallback])),
+        node="" if in_cloud and in_cloud.value else settings.node,
     )
     # Written after the segment itself: its presence says that the segment is whole.
     root.write_bytes(_report_key(task), dump_record(report))
     return report
+
+
+def encoding_measured(segments: Sequence[SegmentReport], fmt: OutputFormat) -> list[Measurement]:
+    """What finished segments tell about how fast their nodes encode, in pixels."""
+    pixels = fmt.width * fmt.height
+    return [Measurement(done.node, done.frames * pixels, done.seconds) for done in segments if done.node]
 
 
 def _table(reports: Sequence[SegmentReport]) -> dg.TableMetadataValue:
