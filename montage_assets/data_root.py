@@ -12,9 +12,11 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from typing import IO, Any
 from montage_assets.file_cache import FileCache
 
 DEFAULT_CACHE_BYTES = 20 << 30
+ABANDONED_AFTER_S = 24 * 3600.0
+_UNFINISHED = re.compile(r"\.[0-9a-f]{12}\.partial(\.\w+)?")
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class DataRoot:
         if self._is_here(key):
             target = self._path(key)
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{uuid.uuid4().hex[:12]}.partial{target.suffix}")
+            temporary = unfinished_beside(target)
             try:
                 yield temporary
                 temporary.replace(target)
@@ -165,6 +169,20 @@ class DataRoot:
         elif self.exists(key):
             self._remote.rm_file(self._remote_path(key))
 
+    def remove_unfinished(self, folder: str) -> int:
+        """Remove what killed writers left below a folder, and say how many files that were.
+
+        Whoever still writes has touched its file within the last day.
+        """
+        if not self._is_here(folder):
+            return 0  # an unfinished upload is no object
+        oldest = time.time() - ABANDONED_AFTER_S
+        left = [path for path in self._path(folder).rglob(".*.partial*") if _UNFINISHED.fullmatch(path.name)]
+        gone = [path for path in left if (status := _status(path)) is not None and status.st_mtime < oldest]
+        for path in gone:
+            path.unlink(missing_ok=True)
+        return len(gone)
+
     def _is_here(self, key: str) -> bool:
         return self._remote is None or Path(key).is_absolute()
 
@@ -194,9 +212,14 @@ class DataRoot:
                 yield StoredFile(name, int(info.get("size") or 0), _version(info))
 
 
+def unfinished_beside(target: Path) -> Path:
+    """A hidden temporary name in the target's folder, with its suffix."""
+    return target.with_name(f".{uuid.uuid4().hex[:12]}.partial{target.suffix}")
+
+
 def copy_atomically(source: Path, target: Path) -> None:
     """Copy a file so that the target is never seen half-written."""
-    temporary = target.with_name(f".{uuid.uuid4().hex[:12]}.partial{target.suffix}")
+    temporary = unfinished_beside(target)
     try:
         shutil.copyfile(source, temporary)
         temporary.replace(target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,21 @@ def test_a_removed_file_is_gone(root: DataRoot) -> None:
     root.remove("work/a")
     root.remove("work/a")
     assert not root.exists("work/a")
+
+
+def test_what_a_killed_writer_left_goes_after_a_day_and_nothing_else(tmp_path: Path) -> None:
+    root, now = DataRoot(str(tmp_path)), time.time()
+    root.write_bytes("work/film.partial.mp4", b"a user's name for a file")
+    with root.writing("work/proxies/a.mp4") as abandoned, root.writing("work/proxies/b.mp4") as growing:
+        for path in (abandoned, growing):
+            path.write_bytes(b"half")
+        for path in (abandoned, tmp_path / "work" / "film.partial.mp4"):
+            os.utime(path, (now - 2 * 86400, now - 2 * 86400))
+        assert root.remove_unfinished("work") == 1
+        assert (abandoned.exists(), growing.exists()) == (False, True)
+        abandoned.touch()
+    assert root.exists("work/film.partial.mp4")
+    assert DataRoot(str(tmp_path / "new")).remove_unfinished("work") == 0
 
 
 def test_the_cache_of_a_remote_root_stays_within_its_bound(

@@ -145,7 +145,9 @@ def _join(context: dg.OpExecutionContext, footage: Footage, plan: ShardPlan, rep
             context.log.warning(f"{clip.name} is left out: it {error}")
             left_out[clip.name] = LeftOut(clip.name, str(error))
         else:
-            _join_one(root, footage.folder, clip, ranges, scores.frames, context.log)
+            if not root.exists(shard_steps.proxy_key(clip)):
+                _join_one(root, footage.folder, clip, ranges, scores.frames, context.log)
+            shard_steps.remove_parts(root, clip, ranges)
     made = [clip for clip in footage.clips if proxy_media.wants_proxy(clip) and clip.name not in left_out]
     return Proxies(
         proxies=[Proxy(clip.name, shard_steps.proxy_key(clip)) for clip in made],

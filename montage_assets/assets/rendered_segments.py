@@ -392,6 +392,7 @@ def _table(reports: Sequence[SegmentReport]) -> dg.TableMetadataValue:
             {
                 "segment": report.index + 1,
                 "frames": report.frames,
+                "node": report.node or "cloud",
                 "encoder": report.encoder,
                 "fallback": report.fallback,
                 "seconds": report.seconds,

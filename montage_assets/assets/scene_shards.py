@@ -196,6 +196,7 @@ def _to_look_at(
         except UnusableClip:
             continue  # the merge says so
         shard_steps.merged_small_frames(root, footage.folder, clip, ranges, scores, log)
+        shard_steps.remove_parts(root, clip, ranges)
         yield clip, scores
 
 

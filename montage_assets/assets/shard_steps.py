@@ -205,6 +205,13 @@ def complete(
     return [*reports, do_shard(root, ShardTask(folder, len(reports), len(reports) + 1, undone), log)]
 
 
+def remove_parts(root: DataRoot, clip: Clip, parts: Sequence[ClipRange]) -> None:
+    """Remove what was put together and is as large again; the scores of the parts are small and stay."""
+    for part in parts:
+        root.remove(range_proxy_key(clip, part))
+        root.remove(range_small_frames_key(clip, part))
+
+
 def _is_merged(root: DataRoot, clip: Clip, with_proxy: bool) -> bool:
     return root.exists(scores_key(clip)) and (not with_proxy or root.exists(proxy_key(clip)))
 

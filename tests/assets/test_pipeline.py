@@ -21,6 +21,7 @@ from montage_assets.data_root import DataRoot
 from montage_assets.definitions import build_definitions, defs
 from montage_assets.media.film_check import ADVISORY
 from tests.assets.small_montage import failure_of, run_job, write_montage
+from tests.media.synth_footage import write_clip, write_song
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +124,29 @@ def test_a_deleted_segment_and_a_foreign_edit_list_are_made_again(
     assert edit_list.with_suffix(".mp4").read_bytes() == film
 
 
-def test_another_song_decodes_no_clip_again(data: Path, footage_folder: Path, instance: dg.DagsterInstance) -> None:
-    from tests.media.synth_footage import write_song
+def test_a_costly_clip_has_a_whole_proxy_whose_parts_are_gone(data: Path, instance: dg.DagsterInstance) -> None:
+    folder = data / "input" / "holiday"
+    folder.mkdir(parents=True)
+    write_clip(folder / "qhd.mp4", (30, 25, 35), filters="scale=2560:1440:flags=neighbor")
+    write_song(folder / "song.wav", bpm=120, duration_s=8)
+    (folder / "montage.yaml").write_text("detector: adaptive\n")
+    to_the_scenes = [dg.AssetKey(name) for name in ("footage", "proxies", "scene_shards")]
+    job = build_definitions().resolve_job_def("montage")
+    instance.add_dynamic_partitions("montage", ["holiday"])
+    for _ in range(2):
+        run = job.execute_in_process(
+            partition_key="holiday", instance=instance, asset_selection=to_the_scenes, raise_on_error=False
+        )
+        assert run.success
+        (proxy,) = (data / "work" / "proxies").rglob("*.mp4")
+        assert len(decoded(proxy)[0]) == 90
+        record = json.loads((data / "work" / "montages" / "holiday" / "scene_shards.json").read_bytes())
+        assert record["scenes"][0]["cuts"] == [30, 55]
+        assert not list((data / "work" / "proxy_parts").rglob("*.nut"))
+    assert not [event.step_key for event in run.all_events if event.is_step_success and "[" in (event.step_key or "")]
 
+
+def test_another_song_decodes_no_clip_again(data: Path, footage_folder: Path, instance: dg.DagsterInstance) -> None:
     source = put_in(data, footage_folder)
     assert run_job("holiday", instance).success
     scores, film = snapshot(data / "work" / "scores"), snapshot(data / "output")
@@ -155,8 +176,6 @@ def test_the_edit_does_not_depend_on_the_number_of_workers(
 def test_broken_clips_are_left_out_with_their_reason_and_the_rest_makes_the_film(
     data: Path, footage_folder: Path, instance: dg.DagsterInstance
 ) -> None:
-    from tests.media.synth_footage import write_clip
-
     source = put_in(data, footage_folder)
     (source / "empty.mp4").touch()
     (source / "zeros.mov").write_bytes(b"\0" * 5000)
@@ -272,7 +291,7 @@ def test_a_trimmed_clip_shows_the_frames_that_were_chosen(
     import subprocess
 
     from montage_assets.media.ffmpeg import ffmpeg_program
-    from tests.media.synth_footage import SIZE, X264, write_clip
+    from tests.media.synth_footage import SIZE, X264
 
     source = put_in(data, footage_folder)
     for path in source.iterdir():
