@@ -40,10 +40,10 @@ class InCloud:
 
 def find(offload: Offload, root: DataRoot, footage: Footage, proxies: Proxies, clips: Sequence[Clip]) -> InCloud:
     """The scenes of these clips, all in one session, if the cloud is to find them and does."""
+    if footage.spec.detector not in STOCK:
+        return InCloud({}, "here: by the network's answers")
     if not clips:
         return InCloud({}, "earlier")
-    if footage.spec.detector not in STOCK:
-        return InCloud({}, "here: the cloud's detectors are PySceneDetect's")
     small = {proxy.name: proxy.key for proxy in proxies.proxies}
 
     def work() -> Work:

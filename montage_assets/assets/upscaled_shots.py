@@ -80,6 +80,14 @@ class UpscaleReport:
     left_out: str | None = None
 
 
+class NotUpscaled(MediaError):  # noqa: N818 -- it names the shot's state
+    """A shot can be enlarged neither here, of which `not_here` tells, nor in the cloud, which was logged before."""
+
+    def __init__(self, not_here: str, not_there: str | None) -> None:
+        self.not_here = not_here
+        super().__init__(not_here if not_there is None else f"{not_here}; not in the cloud: {not_there}")
+
+
 @dg.op(out=dg.DynamicOut(UpscaleTask), tags=task_tags("metadata"), retry_policy=RETRIES)
 def plan_upscaling(
     context: dg.OpExecutionContext, footage: Footage, clip_selections: Selection
@@ -110,7 +118,8 @@ def upscale_shot(context: dg.OpExecutionContext, task: UpscaleTask) -> UpscaleRe
         except MediaError as error:
             if task.needed:
                 raise
-            context.log.warning(f"shot {task.shot + 1} stays as small as it is: {error}")
+            told = error.not_here if isinstance(error, NotUpscaled) else error
+            context.log.warning(f"shot {task.shot + 1} stays as small as it is: {told}")
             report = UpscaleReport(task.shot, "nowhere", str(error))
     context.add_output_metadata({"done": report.done, "left out": report.left_out or "no"})
     return report
@@ -172,9 +181,13 @@ def upscale(root: DataRoot, task: UpscaleTask, settings: Settings, offload: Offl
         _write_small(root, task, small)
         made = Path(place) / "upscaled.mkv"
         in_cloud = offload.attempt(lambda: _work(task, small), lambda session: _in_cloud(session, small, made, task))
-        done = in_cloud.told if in_cloud.value else _enlarge_here(small, made, task, settings, log)
-        if offload.is_wanted and not in_cloud.value:
-            done = f"{done}; not in the cloud: {in_cloud.reason}"
+        not_there = in_cloud.reason if offload.is_wanted and not in_cloud.value else None
+        try:
+            done = in_cloud.told if in_cloud.value else _enlarge_here(small, made, task, settings, log)
+        except MediaError as error:
+            raise NotUpscaled(str(error), not_there) from error
+        if not_there is not None:
+            done = f"{done}; not in the cloud: {not_there}"
         clip = _checked(made, task)
         shutil.copyfile(made, out)
     upscaled = UpscaledShot(task.shot, task.key, clip, done)

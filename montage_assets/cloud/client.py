@@ -17,6 +17,7 @@ How cgpu 0.1.4 behaves, and what is made of it:
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import secrets
@@ -44,6 +45,8 @@ LOCK_WAIT_S = 60.0
 _LONGEST_LINE = 3000
 """Characters; a terminal in canonical mode cuts a typed line at 4096."""
 _MOST_OUTPUT = 64 << 20
+_LONGEST_READ = 1 << 16
+"""Bytes; an output without an end of line is read in pieces of so many, so that its size is noticed."""
 _LOCK_POLL_S = 0.1
 _END_GRACE_S = 5.0
 _NO_BROWSER = {"BROWSER": "false", "NO_COLOR": "1", "CI": "1"}
@@ -274,13 +277,15 @@ def _run(program: str, arguments: Sequence[str], config: Path, limit_s: float) -
     streams = [_Listener(stream, waits_for_login, ended) for stream in (process.stdout, process.stderr)]
     try:
         _wait(process, streams, ended, started + limit_s)
-        timed_out = process.poll() is None and not waits_for_login.is_set()
+        stopped = process.poll() is None
     finally:
         _end(process)
     out, err = (stream.text() for stream in streams)
     if waits_for_login.is_set():
         raise CloudFailure(CloudFault.SESSION_LOST if "Stored session invalid" in out + err else CloudFault.NO_SESSION)
-    if timed_out:
+    if stopped and any(stream.seen_enough for stream in streams):
+        raise CloudFailure(CloudFault.CRASHED, f"it printed more than {_MOST_OUTPUT >> 20} MB")
+    if stopped:
         raise CloudFailure(CloudFault.TIMED_OUT, f"{limit_s:.0f} s")
     return _Reply(process.returncode, out, err, time.monotonic() - started)
 
@@ -330,7 +335,7 @@ class _Listener:
     def _listen(self) -> None:
         logged_in = False
         with contextlib.suppress(ValueError, OSError):  # closed under our feet when the program is stopped
-            for line in self._stream:
+            for line in iter(functools.partial(self._stream.readline, _LONGEST_READ), b""):
                 self._parts.append(line)
                 self._bytes += len(line)
                 if self._bytes > _MOST_OUTPUT:

@@ -158,8 +158,8 @@ def _check(film: Path, codec: NvencCodec, frames: int) -> None:
 
     try:
         found, name = frames_in(film)
-    except MediaError as error:
-        raise CloudFailure(CloudFault.WRONG_RESULT, str(error)) from None
+    except MediaError:
+        raise CloudFailure(CloudFault.WRONG_RESULT, "no video that can be read") from None
     wanted = codec.removesuffix("_nvenc")
     # PyAV names the decoder; AV1's is libdav1d.
     if wanted not in name and not (wanted == "av1" and "av1d" in name):

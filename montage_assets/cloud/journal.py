@@ -7,6 +7,7 @@ cannot append and several processes write.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import statistics
@@ -69,6 +70,14 @@ class Journal:
     def failed(self, work: str, failure: CloudFailure) -> None:
         """Write down work that came back undone."""
         self._write("failed", Failed(time.time(), self.run, work, failure.fault.name, str(failure)))
+
+    def is_first_to_tell(self, what: str) -> bool:
+        """Whether no step of the run has told this before: what befalls a hundred steps is one line of its log."""
+        mark = f"{FOLDER}/{self.run}/{hashlib.sha256(what.encode()).hexdigest()[:16]}.told"
+        if self._root.exists(mark):
+            return False
+        self._root.write_bytes(mark, what.encode())
+        return True
 
     def open_circuit(self, work: str) -> str | None:
         """Why the cloud is not to be asked for such work again in this run; None while it may be."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -47,7 +47,7 @@ class Log(Protocol):
 @dataclass(frozen=True)
 class Outcome(Generic[Result]):
     """`value` is None when the work is to be done here; `reason` says why it was, or was not, done in the cloud.
-    `fell_back`: it was to go there, but the cloud failed, now or earlier in the run."""
+    `fell_back`: it was to go there, but the cloud cannot be had, or failed, now or earlier in the run."""
 
     value: Result | None
     reason: str
@@ -93,26 +93,38 @@ class Offload:
         """Do the work that `describe` tells of in the cloud, if that is decided and goes well.
 
         Raises no CloudFailure, and no MediaError for what cannot be prepared for sending: the work here says better
-        what is wrong with a file. What went wrong is logged once and written down. Other errors are let through.
+        what is wrong with a file. What went wrong is logged once in a run, and written down. Other errors are let
+        through.
         """
         if not self.is_wanted:  # before anything is looked at, the disk included
             return Outcome(None, CloudFault.NO_CONSENT.line)
         work = describe()
         closed_by = self._journal.open_circuit(work.kind)
-        decision = decide(work, self._circumstances(work, closed_by))
-        if not decision.cloud:
+        circumstances = self._circumstances(work, closed_by)
+        decision = decide(work, circumstances)
+        if decision.unreachable:
             if decision.reason != closed_by:  # that was logged when it happened
-                self._log.info(f"{work.kind}: done here; {decision.reason}")
-            return Outcome(None, decision.reason, fell_back=closed_by is not None and decision.reason == closed_by)
+                self._warn_once(work, decision.reason, decision.reason)
+            reachable = decide(work, replace(circumstances, offline=False, bar=None))
+            return Outcome(None, decision.reason, fell_back=reachable.cloud)
+        if not decision.cloud:
+            self._log.info(f"{work.kind}: done here; {decision.reason}")
+            return Outcome(None, decision.reason)
         try:
             return Outcome(do(self._session(work)), decision.reason)
         except CloudFailure as failure:
             self._journal.failed(work.kind, failure)
             reason = str(failure)
+            told_as = f"{work.kind}: {failure.fault.name}" if failure.fault.of_work else failure.fault.name
+            self._warn_once(work, told_as, reason)
         except MediaError as error:
             reason = f"it cannot be prepared for the cloud: {error}"
-        self._log.warning(f"{work.kind}: done here instead of in the cloud; {reason}")
+            self._log.warning(f"{work.kind}: done here instead of in the cloud; {reason}")
         return Outcome(None, reason, fell_back=True)
+
+    def _warn_once(self, work: Work, told_as: str, reason: str) -> None:
+        if self._journal.is_first_to_tell(told_as):
+            self._log.warning(f"{work.kind}: done here instead of in the cloud; {reason}")
 
     def _session(self, work: Work) -> Session:
         client = CGPUClient.from_settings(self._settings, deadline_s=LIMIT_S[work.kind])

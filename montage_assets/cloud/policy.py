@@ -92,17 +92,22 @@ class Circumstances:
 
 @dataclass(frozen=True)
 class Decision:
-    """Where the work is done, and why, as a sentence for people."""
+    """Where the work is done, and why, as a sentence for people. `unreachable`: the cloud cannot be had, whatever was
+    wished."""
 
     cloud: bool
     reason: str
+    unreachable: bool = False
 
 
 def decide(work: Work, circumstances: Circumstances) -> Decision:
     """Where a piece of work is done. What bars the cloud comes first, then an order (`use` is "on"), then what pays."""
-    barred = _bar(work, circumstances)
-    if barred is not None:
-        return Decision(False, barred)
+    unwanted = _unwanted(work, circumstances)
+    if unwanted is not None:
+        return Decision(False, unwanted)
+    bar = "this machine is offline" if circumstances.offline else circumstances.bar
+    if bar is not None:
+        return Decision(False, bar, unreachable=True)
     if circumstances.use == "on":
         return Decision(True, "it was asked for")
     kept = _better_here(work, circumstances)
@@ -131,16 +136,14 @@ def _size_factor(work: Work) -> float:
     return work.width * work.height / _1080P if COSTS[work.kind].by_size else 1.0
 
 
-def _bar(work: Work, circumstances: Circumstances) -> str | None:
+def _unwanted(work: Work, circumstances: Circumstances) -> str | None:
     if not circumstances.consent:
         return "CGPU_GPU_ENABLED is not true, so nothing leaves this machine"
     if circumstances.use == "off":
         return "the cloud is switched off for this work"
     if work.kind == "encode" and work.whole_s <= circumstances.encode_threshold_s:
         return f"the film is no longer than CGPU_ENCODE_THRESHOLD, {circumstances.encode_threshold_s} s"
-    if circumstances.offline:
-        return "this machine is offline"
-    return circumstances.bar
+    return None
 
 
 def _better_here(work: Work, circumstances: Circumstances) -> str | None:

