@@ -115,9 +115,9 @@ def make(folder: Path, music: Path | None, duration: str | None, settings: Seque
 @click.option("--shards", type=click.IntRange(1, 256), default=1, show_default=True, help="Score in so many shards.")
 @click.option(
     "--detector",
-    default="adaptive",
+    default="auto",
     show_default=True,
-    help="adaptive, content, hash, histogram, threshold, transnetv2, hybrid.",
+    help="auto, adaptive, content, hash, histogram, threshold, transnetv2, hybrid.",
 )
 @click.option("--threshold", type=float, help="The detector's threshold. Default: its own.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -125,16 +125,21 @@ def scenes(video: Path, shards: int, detector: str, threshold: float | None, as_
     """Print the cuts of VIDEO."""
     from montage_assets.media.neural_scenes import NEURAL_DETECTORS
     from montage_assets.media.scenes import DETECTORS, detect_scenes
+    from montage_assets.media.transnet import is_installed
+    from montage_assets.spec import chosen_detector
 
-    known = (*DETECTORS, *NEURAL_DETECTORS)
+    known = ("auto", *DETECTORS, *NEURAL_DETECTORS)
     _require(detector in known, f"there is no scene detector {detector!r}; choose one of {', '.join(known)}")
     clip = _probed(video)
+    if detector == "auto":
+        detector = chosen_detector(threshold, network_is_there=is_installed())
     if detector in NEURAL_DETECTORS:
         found = _neural_scenes(video, clip, shards, detector, threshold)
     else:
         found = detect_scenes(clip, _scores(video, clip, shards)[0], detector, threshold)  # type: ignore[arg-type]
     if as_json:
         document = {
+            "detector": detector,
             "fps": float(found.fps),
             "frames": found.frames,
             "cuts": found.cuts,

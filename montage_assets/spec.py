@@ -185,11 +185,15 @@ def with_default_codec(spec: MontageSpec, output_codec: str | None) -> MontageSp
 
 def with_chosen_detector(spec: MontageSpec, *, network_is_there: bool) -> MontageSpec:
     """The spec with a detector in place of `auto`. Chosen once, where the run begins, so that all nodes find the same
-    cuts; a threshold without a detector is the adaptive one's."""
+    cuts."""
     if spec.detector != "auto":
         return spec
-    chosen = "hybrid" if network_is_there and spec.threshold is None else "adaptive"
-    return spec.model_copy(update={"detector": chosen})
+    return spec.model_copy(update={"detector": chosen_detector(spec.threshold, network_is_there=network_is_there)})
+
+
+def chosen_detector(threshold: float | None, *, network_is_there: bool) -> Literal["adaptive", "hybrid"]:
+    """What `auto` means; a threshold without a detector is the adaptive one's."""
+    return "hybrid" if network_is_there and threshold is None else "adaptive"
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from montage_assets.media.ffmpeg import ffmpeg_program
+from montage_assets.media.transnet import is_installed
+from montage_assets.spec import chosen_detector
 from tests.assets.small_montage import write_montage
 from tests.media.synth_footage import write_clip, write_song
 
@@ -140,7 +142,7 @@ def test_overrides_reach_the_film(folder: Path, home: dict[str, str], tmp_path: 
         (("make", "."), "there is no song in"),
         (("scenes", "gone.mp4"), "there is no video gone.mp4"),
         (("scenes", "text.mp4"), "text.mp4 is no video that can be opened"),
-        (("scenes", "text.mp4", "--detector", "magic"), "there is no scene detector 'magic'; choose one of adaptive"),
+        (("scenes", "text.mp4", "--detector", "magic"), "there is no scene detector 'magic'; choose one of auto"),
         (("beats", "text.mp4"), "text.mp4"),
         (("check", "gone.mp4"), "there is no film gone.mp4"),
         (("check", "text.mp4"), "its edit list text.json cannot be read"),
@@ -214,6 +216,7 @@ def test_scenes_prints_the_same_cuts_for_any_number_of_shards(tmp_path: Path) ->
     assert len(set(printed)) == 1
     found = json.loads(printed[0])
     assert found["cuts"] == cuts
+    assert found["detector"] == chosen_detector(None, network_is_there=is_installed())
     assert found["fps"] == 25
     assert found["frames"] == 210
     assert found["cuts_s"] == [cut / 25 for cut in cuts]
