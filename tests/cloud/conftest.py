@@ -90,7 +90,7 @@ class Cloud:
 
     def client(self, **limits: float) -> CGPUClient:
         lock = self.folder / "lock"
-        return CGPUClient(consent=True, config=self.folder / "config", lock=lock, **limits)  # type: ignore[arg-type]
+        return CGPUClient(consent=True, config=self.folder / "config", lock=lock, **limits)
 
 
 @pytest.fixture

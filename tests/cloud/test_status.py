@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from montage_assets.cli import commands
+from montage_assets.cloud import proof
 from montage_assets.cloud.failures import CloudFailure, CloudFault
 from montage_assets.cloud.journal import Journal
+from montage_assets.cloud.proof import SHOT_FRAMES
 from montage_assets.doctor import cloud_findings
+from montage_assets.media import transnet, upscaling
+from montage_assets.media.transnet import Compute, Looks, Window
 from montage_assets.settings import Settings
 from tests.cloud.cgpu_program import SESSION
 from tests.cloud.conftest import Cloud
@@ -119,14 +126,45 @@ def test_the_account_is_asked_only_when_that_is_wanted(data: Path, cloud: Cloud)
 def test_the_proof_does_every_kind_of_work_and_says_what_failed(data: Path, cloud: Cloud, tmp_path: Path) -> None:
     write_song(tmp_path / "song.wav", bpm=120, duration_s=14)
     write_clip(tmp_path / "clip.mp4", (60, 70), seed=1)
+    cloud.give_networks()
     result = run("prove", str(tmp_path / "song.wav"), str(tmp_path / "clip.mp4"))
     lines = result.output.splitlines()
     assert result.return_value == 1
     assert [line.split(",")[0] for line in lines] == [
-        "ok   login and account", "FAIL GPU", "ok   beats", "ok   scenes", "FAIL encode",
+        "ok   login and account", "FAIL GPU", "ok   beats", "ok   scenes", "ok   scenes by TransNet V2", "FAIL encode",
+        "ok   upscale",
     ]  # fmt: skip
     assert "the same beats as here" in lines[2]
-    assert "the same scenes, within a frame, as here (2 and 2)" in lines[3]
+    assert "the same 2 scenes, within a frame, as here" in lines[3]
+    assert "130 frames looked at on cuda" in lines[4]
+    assert "25 frames of 640x360" in lines[6]
+
+
+def test_the_proof_says_when_the_cloud_gives_something_else(
+    data: Path, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_song(tmp_path / "song.wav", bpm=120, duration_s=6)
+    write_clip(tmp_path / "clip.mp4", (20, 20), seed=1)
+    cloud.give_networks()
+
+    def bright(pictures: np.ndarray, windows: Sequence[Window], compute: Compute) -> Looks:
+        return Looks([np.full(window.keep_until - window.keep_from, 0.9, np.float32) for window in windows], "cpu")
+
+    def black(source: Path, output: Path, factor: int, device: str) -> None:
+        write_clip(output, (SHOT_FRAMES,), size=(640, 360), filters="drawbox=t=fill:color=black")
+
+    for module in (transnet, upscaling):
+        monkeypatch.setattr(module, "is_installed", lambda: True)
+    monkeypatch.setattr(transnet, "look", bright)
+    monkeypatch.setattr(upscaling, "enlarge", black)
+    monkeypatch.setattr(upscaling, "device_for", lambda compute: "cpu")
+    monkeypatch.setattr(proof, "furthest_beat_s", lambda remote, here: math.inf)
+    settings = Settings.from_environment()
+    tried = proof.prove(settings, settings.data_root(), tmp_path / "song.wav", tmp_path / "clip.mp4")
+    told = {each.what: each for each in tried}
+    for what, said in {"beats": "beats", "scenes by TransNet V2": "answers", "upscale": "pictures"}.items():
+        assert not told[what].worked
+        assert f"other {said} than here" in told[what].told
 
 
 def test_the_proof_needs_consent_and_files(data: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:

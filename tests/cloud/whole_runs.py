@@ -10,8 +10,8 @@ at its first call and in the middle of its work. After each run it is checked by
   and every call ended by itself, but for those that have to be stopped.
 
 Prints a line for each run; exits 1 at the first that is wrong. The test suite does the same once for each class of
-failure (test_failure_modes.py). What stands in for the service is `cgpu_program`; scores of the clips' frames, which cost
-most, are made once and found again.
+failure (test_failure_modes.py). What stands in for the service is `cgpu_program`; scores of the clips' frames, which
+cost most, are made once and found again.
 """
 
 from __future__ import annotations
