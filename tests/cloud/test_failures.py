@@ -1,4 +1,7 @@
-"""Every class of failure has its line, and is told by what cgpu prints."""
+"""Every class of failure has its line, and is told by what cgpu prints.
+
+What the tests' own `cgpu` prints is told in whole runs; here are the other forms.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,6 @@ def test_every_class_has_one_line_for_the_user(fault: CloudFault) -> None:
 @pytest.mark.parametrize(
     ("out", "err", "fault"),
     [
-        (AUTHENTICATED, "", CloudFault.NO_CAPACITY),
         ("\x1b[32m" + AUTHENTICATED.strip() + "\x1b[39m\n", "", CloudFault.NO_CAPACITY),
         ("", "", CloudFault.CRASHED),
         (
@@ -27,29 +29,14 @@ def test_every_class_has_one_line_for_the_user(fault: CloudFault) -> None:
             "Colab is temporarily out of GPU capacity for this account (tried: T4).",
             CloudFault.NO_CAPACITY,
         ),
-        (AUTHENTICATED, "Insufficient quota to assign server", CloudFault.QUOTA),
         (AUTHENTICATED, "Failed request POST https://x/assign: Too Many Requests", CloudFault.QUOTA),
-        (AUTHENTICATED, "Account has been blocked from accessing Colab servers.", CloudFault.BLOCKED),
-        (AUTHENTICATED, "No eligible GPU accelerators reported by Colab for this account.", CloudFault.NOT_OFFERED),
         (AUTHENTICATED, "Failed request POST https://x: Precondition Failed", CloudFault.TOO_MANY_RUNTIMES),
-        (AUTHENTICATED, "Failed request GET https://x: Unauthorized", CloudFault.SESSION_LOST),
-        (AUTHENTICATED, "Failed to create remote terminal: Bad Gateway", CloudFault.CONNECTION_LOST),
-        (
-            AUTHENTICATED,
-            "Command finished without reporting an exit code; assuming failure",
-            CloudFault.CONNECTION_LOST,
-        ),
         (AUTHENTICATED, "read ECONNRESET", CloudFault.CONNECTION_LOST),
         (AUTHENTICATED, "Upload failed (413 Payload Too Large)", CloudFault.UPLOAD_FAILED),
-        ("", "getaddrinfo ENOTFOUND oauth2.googleapis.com", CloudFault.OFFLINE),
         ("", "connect ETIMEDOUT 142.250.1.1:443", CloudFault.OFFLINE),
-        ("", "Missing Colab OAuth credentials.\nProvide COLAB_CLIENT_ID", CloudFault.NOT_SET_UP),
-        ("No cached session found. Starting OAuth login...\n", "", CloudFault.NO_SESSION),
-        ("", "Stored session invalid, forcing login.", CloudFault.SESSION_LOST),
-        ("", "TypeError: Cannot read properties of undefined", CloudFault.CRASHED),
     ],
 )
-def test_what_cgpu_prints_tells_the_class(out: str, err: str, fault: CloudFault) -> None:
+def test_what_else_cgpu_prints_tells_the_class(out: str, err: str, fault: CloudFault) -> None:
     assert fault_of(1, out, err) is fault
 
 
