@@ -317,16 +317,17 @@ def test_jobs_that_the_program_submits_refer_to_what_is_there() -> None:
     assert job_manifests.BUCKET_SECRET in OUR_SECRETS
     (job,) = by_hand("distributed/scene-detection-job.yaml")
     assert job["spec"]["template"]["spec"]["securityContext"]["runAsUser"] == job_manifests.USER
-    command = job["spec"]["template"]["spec"]["containers"][0]["command"]
-    assert tuple(command) == job_manifests.SCENE_DETECTION
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert "command" not in container, "the image's entrypoint hands signals on"
+    assert tuple(container["args"][: len(job_manifests.SCENE_DETECTION)]) == job_manifests.SCENE_DETECTION
 
 
 def test_the_command_of_the_sharded_job_is_one_that_the_program_knows() -> None:
     from montage_assets.cluster.distributed_scene_detection import command
 
     (job,) = by_hand("distributed/scene-detection-job.yaml")
-    arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
-    context = command.make_context("scene-detection", list(arguments))
+    words = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    context = command.make_context("scene-detection", words[len(job_manifests.SCENE_DETECTION) :])
     assert context.params["shard"] is True
     assert context.params["single"] == ("/data/input/video.mp4",)
 
@@ -344,4 +345,5 @@ def test_substituting_the_hash_renames_the_job_wherever_its_name_is(tmp_path: Pa
     pod = job["spec"]["template"]["spec"]
     (apart,) = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert apart["labelSelector"]["matchLabels"]["job-name"] == name
-    assert pod["containers"][0]["args"] == ["--shard", "--video", "/data/input/holiday/long.mp4", "--job-id", name]
+    arguments = pod["containers"][0]["args"][len(job_manifests.SCENE_DETECTION) :]
+    assert arguments == ["--shard", "--video", "/data/input/holiday/long.mp4", "--job-id", name]

@@ -1,21 +1,26 @@
-"""The HTTP side: paths, verbs, selectors and watches of the part of the Kubernetes API that jobs need.
+"""The HTTP side: paths, verbs, selectors, watches and upgraded connections of the Kubernetes API.
 
 Belongs here: reading requests and writing answers. Does not belong here: what a request does (`cluster`).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
+from tests.cluster.emulator import forwarding, kinds, protobuf
+from tests.cluster.emulator.execution import EXEC_PROTOCOL, end_command, run_command
+from tests.cluster.emulator.kinds import RESOURCES
 from tests.cluster.emulator.objects import ApiError, Object, field_query, label_query
+from tests.cluster.emulator.websocket import WebSocket, handshake
 
 if TYPE_CHECKING:
     from tests.cluster.emulator.cluster import KubernetesEmulator
@@ -23,38 +28,10 @@ if TYPE_CHECKING:
 _WATCH_S = 300.0
 
 
-@dataclass(frozen=True)
-class Resource:
-    """A kind of object. `fields` are those a fieldSelector may name."""
-
-    api_version: str
-    kind: str
-    namespaced: bool = True
-    fields: tuple[str, ...] = ("metadata.name", "metadata.namespace")
-
-    @property
-    def root(self) -> str:
-        return f"/api{'s' if '/' in self.api_version else ''}/{self.api_version}"
-
-
-_NAMED = ("metadata.name", "metadata.namespace")
-RESOURCES: Mapping[str, Resource] = {
-    "jobs": Resource("batch/v1", "Job", fields=(*_NAMED, "status.successful")),
-    "pods": Resource(
-        "v1", "Pod", fields=(*_NAMED, "spec.nodeName", "spec.restartPolicy", "status.phase", "status.podIP")
-    ),
-    "events": Resource(
-        "v1", "Event",
-        fields=(*_NAMED, *(f"involvedObject.{name}" for name in ("name", "kind", "uid")), "reason", "type"),
-    ),
-    "configmaps": Resource("v1", "ConfigMap"),
-    "secrets": Resource("v1", "Secret"),
-    "nodes": Resource("v1", "Node", namespaced=False, fields=("metadata.name", "spec.unschedulable")),
-    "namespaces": Resource("v1", "Namespace", namespaced=False, fields=("metadata.name", "status.phase")),
-}  # fmt: skip
-
 _VERSION = {"major": "1", "minor": "34", "gitVersion": "v1.34.1+k3s1", "platform": "linux/amd64"}
-_MERGES = ("application/merge-patch+json", "application/strategic-merge-patch+json", "application/json")
+_STRATEGIC = "application/strategic-merge-patch+json"
+_MERGES = ("application/merge-patch+json", _STRATEGIC, "application/json")
+_ACCESS_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 
 @dataclass(frozen=True)
@@ -117,10 +94,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, act: Callable[[], None]) -> None:
         self._answered = False
         split = urlsplit(self.path)
-        self._path, self._query = split.path, dict(parse_qsl(split.query))
+        self._path, self._words = split.path, parse_qsl(split.query)
+        self._query = dict(self._words)
         length = int(self.headers.get("Content-Length") or 0)
         try:
-            self._body: Any = json.loads(self.rfile.read(length) or b"null")
+            content = self.rfile.read(length)
+            is_protobuf = self.headers.get_content_type() == protobuf.CONTENT_TYPE
+            self._body: Any = protobuf.decoded(content) if is_protobuf else json.loads(content or b"null")
             act()
         except ApiError as error:
             self._send(error.status(), error.code)
@@ -139,17 +119,24 @@ class _Handler(BaseHTTPRequestHandler):
         if self._path in ("/healthz", "/livez", "/readyz"):
             self._send_text("ok")
             return
-        if self._path == "/api":
-            self._send({"kind": "APIVersions", "versions": ["v1"]})
+        known = kinds.document(self._path)
+        if known is not None:
+            self._send(known)
             return
         target = self._target()
         if target.name is None:
             self._list(target)
-        elif target.part == "log":
-            self._allowed(target, "get")
+            return
+        self._allowed(target, "get")
+        if target.part == "log":
             self._log(target, target.name)
+        elif target.part == "exec":
+            self._exec(target, target.name)
+        elif target.part == "portforward":
+            self._forward_ports(target, target.name)
+        elif target.part == "scale":
+            self._send(_scale(self.emulator.get(target.resource, target.place, target.name)))
         else:
-            self._allowed(target, "get")
             self._send(self.emulator.get(target.resource, target.place, target.name))
 
     def _list(self, target: _Target) -> None:
@@ -173,7 +160,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _watch(self, target: _Target, chosen: Callable[[Object], bool]) -> None:
         timeout_s = float(self._query.get("timeoutSeconds") or _WATCH_S)
         since = int(self._query.get("resourceVersion") or 0)
-        events = self.emulator.watch(target.resource, target.namespace, chosen, since, timeout_s)
+        first: list[Object] = []
+        if self._query.get("sendInitialEvents") == "true":
+            items, since = self.emulator.list(target.resource, target.namespace, chosen)
+            first = [{"type": "ADDED", "object": item} for item in items]
+            first.append({"type": "BOOKMARK", "object": _end_of_list(RESOURCES[target.resource], since)})
+        later = self.emulator.watch(target.resource, target.namespace, chosen, since, timeout_s)
+        events = itertools.chain(first, later)
         self._stream("application/json", (json.dumps(event).encode() + b"\n" for event in events))
 
     def _log(self, target: _Target, name: str) -> None:
@@ -188,9 +181,45 @@ class _Handler(BaseHTTPRequestHandler):
             lines = lines[-count:] if count else []
         self._send_text("".join(lines))
 
+    def _exec(self, target: _Target, name: str) -> None:
+        command = [value for key, value in self._words if key == "command"]
+        process = self.emulator.execute(target.place, name, self._query.get("container"), command)
+        try:
+            run_command(self._upgraded(EXEC_PROTOCOL), process)
+        finally:
+            end_command(process)
+
+    def _forward_ports(self, target: _Target, name: str) -> None:
+        self.emulator.running(target.place, name)
+        forwarding.serve(self._upgraded(forwarding.PROTOCOL), self.emulator.forwarded_ports)
+
+    def _upgraded(self, subprotocol: str) -> WebSocket:
+        """The connection as a WebSocket; it is over when the request is."""
+        offered = self.headers.get("Sec-WebSocket-Protocol", "").split(",")
+        if subprotocol not in map(str.strip, offered):
+            raise ApiError(400, f"the emulator takes WebSockets of the protocol {subprotocol} only")
+        self._answered = self.close_connection = True
+        self.send_response(101)
+        for name, value in handshake(self.headers["Sec-WebSocket-Key"], subprotocol).items():
+            self.send_header(name, value)
+        self.end_headers()
+        return WebSocket(self.connection)
+
+    def _review_access(self) -> None:
+        wanted = self._body["spec"]["resourceAttributes"]
+        resource = "/".join(filter(None, (wanted["resource"], wanted.get("subresource"))))
+        allowed = self.emulator.allows(resource, wanted["verb"])
+        self._send({**self._body, "status": {"allowed": allowed}}, 201)
+
     def _post(self) -> None:
+        if self._path == _ACCESS_REVIEWS:
+            self._review_access()
+            return
         target = self._target()
         self._allowed(target, "create")
+        if target.part is not None:
+            self.emulator.running(target.place, _name(target))  # what is wrong with the pod comes first
+            raise ApiError(400, f"the emulator takes WebSockets only for {target.part}")
         dry_run = self._query.get("dryRun") == "All"
         body = {
             "apiVersion": RESOURCES[target.resource].api_version, "kind": RESOURCES[target.resource].kind,
@@ -201,14 +230,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _put(self) -> None:
         target = self._target()
         self._allowed(target, "update")
+        if target.part == "scale":
+            raise ApiError(405, "the emulator takes patches of a scale only")
         self._send(self.emulator.replace(target.resource, target.place, _name(target), self._body))
 
     def _patch(self) -> None:
         target = self._target()
         self._allowed(target, "patch")
-        if self.headers.get_content_type() not in _MERGES:
-            raise ApiError(415, f"the emulator takes merge patches, not {self.headers.get_content_type()}")
-        self._send(self.emulator.patch(target.resource, target.place, _name(target), self._body))
+        kind = self.headers.get_content_type()
+        if kind not in _MERGES:
+            raise ApiError(415, f"the emulator takes merge patches, not {kind}")
+        changed = self.emulator.patch(target.resource, target.place, _name(target), self._body, kind == _STRATEGIC)
+        self._send(_scale(changed) if target.part == "scale" else changed)
 
     def _delete(self) -> None:
         target = self._target()
@@ -229,10 +262,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
 
     def _target(self) -> _Target:
-        pattern = r"(/api/v1|/apis/batch/v1)(?:/namespaces/([^/]+))?/([a-z]+)(?:/([^/]+)(?:/(status|log))?)?"
+        pattern = r"(/api/v1|/apis/[^/]+/[^/]+)(?:/namespaces/([^/]+))?/([a-z]+)(?:/([^/]+)(?:/([a-z]+))?)?"
         match = re.fullmatch(pattern, self._path) or re.fullmatch(r"(/api/v1)()/(namespaces)/([^/]+)()", self._path)
         kind = RESOURCES.get(match[3]) if match else None
-        if match is None or kind is None or kind.root != match[1]:
+        if match is None or kind is None or kind.root != match[1] or match[5] not in (None, "", *kind.parts):
             raise ApiError(404, f"the server could not find the requested resource {self._path}", "NotFound")
         return _Target(match[3], match[2] or None if kind.namespaced else "", match[4], match[5])
 
@@ -274,3 +307,19 @@ def _name(target: _Target) -> str:
     if target.name is None:
         raise ApiError(405, f"the emulator acts on single {target.resource} only")
     return target.name
+
+
+def _end_of_list(resource: kinds.Resource, version: int) -> Object:
+    """What a watch that began with all that is there says after that (KEP-3157)."""
+    metadata = {"resourceVersion": str(version), "annotations": {"k8s.io/initial-events-end": "true"}}
+    return {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}
+
+
+def _scale(item: Object) -> Object:
+    """The Scale that stands for how many replicas an object has."""
+    metadata = {key: item["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
+    return {
+        "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": metadata,
+        "spec": {"replicas": item["spec"]["replicas"]},
+        "status": {"replicas": item.get("status", {}).get("replicas", 0)},
+    }  # fmt: skip

@@ -13,6 +13,7 @@ import copy
 import hashlib
 import itertools
 import json
+import subprocess
 import threading
 import time
 import traceback
@@ -23,19 +24,27 @@ from pathlib import Path
 from typing import Any
 
 from montage_assets.cluster import NodeCapability
-from tests.cluster.emulator import api, jobs, schemas
+from tests.cluster.emulator import api, deployments, jobs, schemas
+from tests.cluster.emulator.execution import end_command
+from tests.cluster.emulator.kinds import RESOURCES
 from tests.cluster.emulator.nodes import node_object, set_ready
-from tests.cluster.emulator.objects import ApiError, Object, merged, not_found, timestamp
+from tests.cluster.emulator.objects import ApiError, Object, not_found, timestamp
+from tests.cluster.emulator.patches import merged, strategically_merged
 from tests.cluster.emulator.pods import (
     Container,
     ContainerConfigError,
+    as_mounted,
     base_environment,
     command_of,
+    container_of,
     environment_of,
+    mounted_folders,
+    start_command,
 )
 from tests.cluster.emulator.scheduler import has_ended, schedule
 
-CREATABLE = ("jobs", "configmaps", "secrets", "namespaces")
+_NOT_CREATED = ("nodes", "pods", "events")
+_NOT_CHANGED = ("pods", "events")
 _SYSTEM_PRIORITIES = {"system-cluster-critical": 2_000_000_000, "system-node-critical": 2_000_001_000}
 _TERMINATION_GRACE_S = 30
 _IMMUTABLE = ("template", "completionMode", "selector")
@@ -48,7 +57,8 @@ Key = tuple[str, str]
 class PodRecord:
     """What became of a pod, be it still there or not. Times in seconds since the epoch, None if it never came to that.
 
-    `node` is None while no node was found. `index` is that of an Indexed job. `reason`: of the end, e.g. OOMKilled.
+    `node` is None while no node was found. `job` is empty for a pod of a Deployment. `index` is that of an Indexed
+    job. `reason`: of the end, e.g. OOMKilled.
     """
 
     name: str
@@ -88,10 +98,10 @@ class JobRecord:
 @dataclass(eq=False)
 class _Pod:
     item: Object
-    job: _Job
+    job: _Job | None
     log_file: Path
     created: float
-    index: int | None
+    index: int | None = None
     command: tuple[str, ...] = ()
     container: Container | None = None
     start_at: float | None = None
@@ -126,6 +136,12 @@ class _Pod:
         return None if code is None else int(code)
 
     @property
+    def owner(self) -> str | None:
+        """The uid of the job or Deployment that it belongs to."""
+        owners = self.item["metadata"].get("ownerReferences") or []
+        return str(owners[0]["uid"]) if owners else None
+
+    @property
     def restarts(self) -> int:
         statuses = self.item["status"].get("containerStatuses") or [{}]
         return int(statuses[0].get("restartCount", 0))
@@ -147,7 +163,7 @@ class _Pod:
         ends = [state["terminated"]["reason"] for state in states if "terminated" in state]
         return PodRecord(
             name=self.name,
-            job=self.job.name,
+            job="" if self.job is None else self.job.name,
             index=self.index,
             node=self.node,
             phase=status["phase"],
@@ -196,10 +212,15 @@ class KubernetesEmulator:
     """A cluster of the given nodes, from `with` to its end, where every process that is left is killed.
 
     `folder` gets the kubeconfig and the pods' logs. `environment` is added to every container and wins over its spec:
-    there the tests' own paths stand for what is mounted (MONTAGE_DATA, DAGSTER_HOME). `start_delay_s` is how long a
-    container takes to start. `entrypoint` is the image's, for containers without a command. `priority_classes` are
-    the names and values of PriorityClasses. Leaving the `with` fails when an invalid object was sent (`take_faults`
-    to expect that).
+    there the tests' own paths stand for what is mounted (MONTAGE_DATA, DAGSTER_HOME). `claims` are the folders that
+    stand for PersistentVolumeClaims, by name: paths below their mount points mean these folders in the arguments and
+    variables of containers, as those below the mount points of ConfigMaps mean folders with their files.
+    `start_delay_s` is how long a container takes to start. `entrypoint` is the image's, for containers without a
+    command. `priority_classes` are the names and values of PriorityClasses. Leaving the `with` fails when an invalid
+    object was sent (`take_faults` to expect that).
+
+    Jobs' pods are processes. The containers of Deployments' pods are said to run, where all that their variables
+    refer to is there, and start nothing; `kubectl exec` starts its command with their variables.
     """
 
     def __init__(
@@ -208,6 +229,7 @@ class KubernetesEmulator:
         folder: Path,
         *,
         environment: Mapping[str, str] | None = None,
+        claims: Mapping[str, Path] | None = None,
         namespace: str = "montage-ai",
         start_delay_s: float = 0.0,
         entrypoint: Sequence[str] = (),
@@ -215,22 +237,25 @@ class KubernetesEmulator:
     ) -> None:
         self.namespace = namespace
         self.kubeconfig = folder / "kubeconfig"
-        self._logs = folder / "pod-logs"
+        self._logs, self._mounts = folder / "pod-logs", folder / "config-maps"
         self._logs.mkdir(parents=True, exist_ok=True)
         self._environment = {**base_environment(), "KUBECONFIG": str(self.kubeconfig)}
         self._overrides = dict(environment or {})
+        self._claims = dict(claims or {})
         self._start_delay_s = start_delay_s
         self._entrypoint = tuple(entrypoint)
-        self._priorities = {**_SYSTEM_PRIORITIES, **(priority_classes or {})}
         self._changed = threading.Condition(threading.RLock())
         self._version = 0
         self._numbers = itertools.count(1)
         # A pod's processes are known by its uid: other emulators of this machine must not have the same ones.
         self._uid_prefix = str(uuid.uuid4()).rpartition("-")[0]
-        self._stores: dict[str, dict[Key, Object]] = {resource: {} for resource in api.RESOURCES}
+        self._stores: dict[str, dict[Key, Object]] = {resource: {} for resource in RESOURCES}
         self._history: list[tuple[int, str, str, Object]] = []
         self._jobs: list[_Job] = []
         self._pods: list[_Pod] = []
+        self._commands: list[subprocess.Popen[bytes]] = []
+        self.forwarded_ports: dict[int, int] = {}
+        """What `kubectl port-forward` to a port of any pod reaches: a port of 127.0.0.1. For tests to fill in."""
         self._faults: list[str] = []
         self._forbidden: set[tuple[str, str]] = set()
         self._paused = False
@@ -238,6 +263,8 @@ class KubernetesEmulator:
         self._broken = False
         for name in ("default", namespace):
             self._put("namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        for name, value in {**_SYSTEM_PRIORITIES, **(priority_classes or {})}.items():
+            self._put("priorityclasses", _priority_class(name, value))
         for node in nodes:
             self._put("nodes", node_object(node))
         self._server = api.Server(self)
@@ -266,6 +293,8 @@ class KubernetesEmulator:
             containers = [pod.container for pod in self._pods if pod.container is not None]
             self._changed.notify_all()
         self._controller.join()
+        for command in self._commands:
+            end_command(command)
         for container in containers:
             container.kill()
         for container in containers:
@@ -389,14 +418,17 @@ class KubernetesEmulator:
 
     # The API's verbs. All raise ApiError; what they return is the caller's to keep.
 
+    def allows(self, resource: str, verb: str) -> bool:
+        return (resource, verb) not in self._forbidden
+
     def authorise(self, resource: str, verb: str) -> None:
-        if (resource, verb) in self._forbidden:
+        if not self.allows(resource, verb):
             name = resource.split("/")[0]
             raise ApiError(403, f'{name} is forbidden: User "test" cannot {verb} resource "{resource}"')
 
     def create(self, resource: str, namespace: str, body: Object, dry_run: bool = False) -> Object:
         item = copy.deepcopy(body)
-        if resource not in CREATABLE:
+        if resource in _NOT_CREATED:
             raise ApiError(405, f"the emulator creates no {resource}")
         try:
             schemas.check(item)
@@ -404,7 +436,7 @@ class KubernetesEmulator:
             self.note_fault(str(error))
             raise
         with self._changed:
-            place = namespace if api.RESOURCES[resource].namespaced else ""
+            place = namespace if RESOURCES[resource].namespaced else ""
             if place and ("", place) not in self._stores["namespaces"]:
                 raise not_found("namespaces", place)
             if place and item["metadata"].setdefault("namespace", place) != place:
@@ -417,8 +449,10 @@ class KubernetesEmulator:
                 return item
             if resource == "jobs":
                 self._add_job(item)
-            else:
-                self._put(resource, item)
+                return copy.deepcopy(item)
+            if resource == "deployments":
+                deployments.with_defaults(item)
+            self._put(resource, item)
             return copy.deepcopy(item)
 
     def get(self, resource: str, namespace: str, name: str) -> Object:
@@ -435,16 +469,16 @@ class KubernetesEmulator:
             ]
             return items, self._version
 
-    def patch(self, resource: str, namespace: str, name: str, change: Object) -> Object:
+    def patch(self, resource: str, namespace: str, name: str, change: Object, is_strategic: bool = False) -> Object:
         with self._changed:
-            return self.replace(
-                resource, namespace, name, merged(self._stored(resource, namespace, name), change), checked=False
-            )
+            merge = strategically_merged if is_strategic else merged
+            changed = merge(self._stored(resource, namespace, name), change)
+            return self.replace(resource, namespace, name, changed, checked=False)
 
     def replace(self, resource: str, namespace: str, name: str, body: Object, checked: bool = True) -> Object:
         with self._changed:
             current = self._stored(resource, namespace, name)
-            if resource not in ("nodes", "jobs", "configmaps", "secrets"):
+            if resource in _NOT_CHANGED:
                 raise ApiError(405, f"the emulator changes no {resource}")
             version = body.get("metadata", {}).get("resourceVersion")
             if checked and version is not None and version != current["metadata"]["resourceVersion"]:
@@ -453,10 +487,16 @@ class KubernetesEmulator:
                 for part in _IMMUTABLE:
                     if body["spec"].get(part) != current["spec"].get(part):
                         raise ApiError(422, f'Job "{name}" is invalid: spec.{part}: field is immutable')
+            elif resource != "nodes":
+                schemas.check(body)
             changed = {**copy.deepcopy(body), "status": current.get("status", {})} if "status" in current else body
-            current.clear()
-            current.update(changed)
-            self._put(resource, current)
+            if changed != current:
+                is_new_spec = changed.get("spec") != current.get("spec")
+                current.clear()
+                current.update(changed)
+                if is_new_spec and "generation" in current["metadata"]:
+                    current["metadata"]["generation"] += 1
+                self._put(resource, current)
             return copy.deepcopy(current)
 
     def delete(
@@ -469,6 +509,9 @@ class KubernetesEmulator:
             elif resource == "jobs":
                 # For jobs the API's default is to leave the pods behind (registry/batch/job/strategy.go).
                 self._delete_job(self._job(item), propagation or "Orphan")
+            elif resource == "deployments":
+                self._drop(resource, item)
+                self._leave_or_delete(self._pods_of(item), propagation or "Background")
             else:
                 self._drop(resource, item)
             return copy.deepcopy(item)
@@ -480,6 +523,32 @@ class KubernetesEmulator:
             if pod.started is None:
                 raise ApiError(400, f'container in pod "{name}" is waiting to start', "BadRequest")
             return pod.log_file
+
+    def running(self, namespace: str, name: str) -> Object:
+        """The pod. Raises ApiError when it does not run."""
+        pod = self.get("pods", namespace, name)
+        if pod["status"]["phase"] != "Running":
+            raise ApiError(400, f'pod "{name}" is not running: {pod["status"]["phase"]}')
+        return pod
+
+    def execute(
+        self, namespace: str, name: str, container: str | None, command: Sequence[str]
+    ) -> subprocess.Popen[bytes]:
+        """A further process in a running container, the first unless one is named. Raises ApiError."""
+        pod = self.running(namespace, name)
+        try:
+            chosen = container_of(pod, container)
+            with self._changed:
+                folders, environment = self._folders(pod, chosen), self._environment_in(pod, chosen)
+            words = [as_mounted(word, folders) for word in command]
+            process = start_command(pod["metadata"]["uid"], words, environment)
+        except KeyError:
+            raise ApiError(400, f"container {container} is not valid for pod {name}") from None
+        except (OSError, ContainerConfigError) as error:
+            raise ApiError(500, f"failed to exec in container: {error}") from None
+        with self._changed:
+            self._commands.append(process)
+        return process
 
     def follow_log(self, namespace: str, name: str) -> Iterator[None]:
         """Yields while the pod runs, about twice a second, and once after its end."""
@@ -528,6 +597,8 @@ class KubernetesEmulator:
                 number = next(self._numbers)
                 metadata.setdefault("uid", f"{self._uid_prefix}-{number:012x}")
                 metadata.setdefault("creationTimestamp", timestamp(time.time()))
+                if RESOURCES[resource].api_version == "apps/v1":
+                    metadata["generation"] = 1
             self._touch()
             metadata["resourceVersion"] = str(self._version)
             self._stores[resource][key] = item
@@ -611,7 +682,7 @@ class KubernetesEmulator:
                 self._event(job.item, condition["reason"], condition["message"], kind)
             self._put("jobs", job.item)
         for index in step.create:
-            self._add_pod(job, index, now)
+            self._add_job_pod(job, index, now)
         for pod in job.pods:
             if pod.name in step.delete:
                 self._delete_pod(pod, None)
@@ -619,7 +690,10 @@ class KubernetesEmulator:
     def _delete_job(self, job: _Job, propagation: str) -> None:
         job.gone = True
         self._drop("jobs", job.item)
-        for pod in job.pods:
+        self._leave_or_delete(job.pods, propagation)
+
+    def _leave_or_delete(self, pods: Iterable[_Pod], propagation: str) -> None:
+        for pod in pods:
             if pod.gone:
                 continue
             if propagation == "Orphan":
@@ -627,26 +701,69 @@ class KubernetesEmulator:
             else:
                 self._delete_pod(pod, None)
 
+    # Deployments.
+
+    def _pods_of(self, deployment: Object) -> Sequence[_Pod]:
+        return [pod for pod in self._pods if not pod.gone and pod.owner == deployment["metadata"]["uid"]]
+
+    def _sync_deployment(self, item: Object, now: float) -> None:
+        pods = self._pods_of(item)
+        replicas = [
+            deployments.Replica(
+                pod.name,
+                pod.item["metadata"]["labels"][deployments.HASH_LABEL],
+                pod.item["status"]["phase"] == "Running",
+            )
+            for pod in pods
+            if not has_ended(pod.item)
+        ]
+        step = deployments.next_step(item, replicas)
+        if step.status != item.get("status"):
+            item["status"] = step.status
+            self._put("deployments", item)
+        for pod in pods:
+            if pod.name in step.delete:
+                self._delete_pod(pod, None)
+        for _ in range(step.create):
+            self._add_replica(item, now)
+
+    def _add_replica(self, deployment: Object, now: float) -> None:
+        template = copy.deepcopy(deployment["spec"]["template"])
+        template_hash = deployments.template_hash(deployment)
+        template["metadata"]["labels"][deployments.HASH_LABEL] = template_hash
+        item = self._pod_object(deployment, template, f"{deployment['metadata']['name']}-{template_hash}")
+        if item is not None:
+            self._add_pod(_Pod(item, None, self._logs / f"{item['metadata']['name']}.log", now))
+
     # Pods.
 
-    def _add_pod(self, job: _Job, index: int | None, now: float) -> None:
-        template = copy.deepcopy(job.item["spec"]["template"])
+    def _pod_object(self, owner: Object, template: Object, stem: str) -> Object | None:
+        """A pod of the template, which becomes the pod's. None when the API server would refuse it."""
         spec, metadata = template["spec"], template.get("metadata") or {}
         priority = spec.get("priorityClassName")
-        if priority is not None and priority not in self._priorities:
-            self._event(job.item, "FailedCreate", f"no PriorityClass with name {priority} was found", "Warning")
-            return
-        stem = job.name if index is None else f"{job.name}-{index}"
+        priority_class = self._stores["priorityclasses"].get(("", priority or ""))
+        if priority is not None and priority_class is None:
+            self._event(owner, "FailedCreate", f"no PriorityClass with name {priority} was found", "Warning")
+            return None
+        spec["priority"] = 0 if priority_class is None else priority_class["value"]
         metadata |= {
             "name": f"{stem[:57]}-{self._suffix()}",
-            "namespace": job.key[0],
+            "namespace": owner["metadata"]["namespace"],
             "ownerReferences": [
                 {
-                    "apiVersion": "batch/v1", "kind": "Job", "name": job.name, "uid": job.item["metadata"]["uid"],
-                    "controller": True, "blockOwnerDeletion": True,
+                    "apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": owner["metadata"]["name"],
+                    "uid": owner["metadata"]["uid"], "controller": True, "blockOwnerDeletion": True,
                 }
             ],
         }  # fmt: skip
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}
+
+    def _add_job_pod(self, job: _Job, index: int | None, now: float) -> None:
+        stem = job.name if index is None else f"{job.name}-{index}"
+        item = self._pod_object(job.item, copy.deepcopy(job.item["spec"]["template"]), stem)
+        if item is None:
+            return
+        spec, metadata = item["spec"], item["metadata"]
         if index is not None:
             metadata["annotations"] = {**(metadata.get("annotations") or {}), jobs.INDEX_ANNOTATION: str(index)}
             metadata["labels"][jobs.INDEX_ANNOTATION] = str(index)
@@ -656,12 +773,13 @@ class KubernetesEmulator:
             }
             env = spec["containers"][0].setdefault("env", [])
             env.append({"name": "JOB_COMPLETION_INDEX", "valueFrom": reference})
-        spec["priority"] = self._priorities.get(priority, 0)
-        item = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}
         pod = _Pod(item, job, self._logs / f"{metadata['name']}.log", now, index)
         job.pods.append(pod)
+        self._add_pod(pod)
+
+    def _add_pod(self, pod: _Pod) -> None:
         self._pods.append(pod)
-        self._put("pods", item)
+        self._put("pods", pod.item)
 
     def _delete_pod(self, pod: _Pod, grace_s: float | None) -> None:
         if pod.gone:
@@ -724,37 +842,73 @@ class KubernetesEmulator:
         self._event(pod.item, "Scheduled", f"Successfully assigned {pod.key[0]}/{pod.name} to {node}")
 
     def _set_container(self, pod: _Pod, state: Object, restarts: int | None = None) -> None:
-        container = pod.item["spec"]["containers"][0]
-        entry = {
-            "name": container["name"],
-            "image": container["image"],
-            "imageID": container["image"],
-            "containerID": f"containerd://{pod.item['metadata']['uid']}",
-            "ready": "running" in state,
-            "started": "running" in state,
-            "restartCount": pod.restarts if restarts is None else restarts,
-            "state": state,
-        }
-        if pod.item["status"].get("containerStatuses") != [entry]:
-            pod.item["status"]["containerStatuses"] = [entry]
+        """The state of all containers of the pod."""
+        entries = [
+            {
+                "name": container["name"],
+                "image": container["image"],
+                "imageID": container["image"],
+                "containerID": f"containerd://{pod.item['metadata']['uid']}",
+                "ready": "running" in state,
+                "started": "running" in state,
+                "restartCount": pod.restarts if restarts is None else restarts,
+                "state": state,
+            }
+            for container in pod.item["spec"]["containers"]
+        ]
+        if pod.item["status"].get("containerStatuses") != entries:
+            pod.item["status"]["containerStatuses"] = entries
             self._put("pods", pod.item)
+
+    def _environment_in(self, pod: Object, container: Mapping[str, Any]) -> dict[str, str]:
+        """All variables of a container. Raises ContainerConfigError."""
+        place, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
+        given = environment_of(pod, container, lambda resource, known: self._values(resource, place, known))
+        folders = self._folders(pod, container)
+        here = {variable: as_mounted(value, folders) for variable, value in given.items()}
+        host = str(pod["spec"].get("hostname") or name)
+        return {**self._environment, "HOSTNAME": host, **here, **self._overrides}
+
+    def _folders(self, pod: Object, container: Mapping[str, Any]) -> Mapping[str, Path]:
+        place = pod["metadata"]["namespace"]
+        return mounted_folders(pod, container, self._claims, lambda name: self._config_folder(place, name))
+
+    def _config_folder(self, namespace: str, name: str) -> Path | None:
+        """A folder with the files of a ConfigMap as it is now."""
+        item = self._stores["configmaps"].get((namespace, name))
+        if item is None:
+            return None
+        folder = self._mounts / f"{name}-{item['metadata']['resourceVersion']}"
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            for key, text in (item.get("data") or {}).items():
+                (folder / key).write_text(text)
+        return folder
 
     def _start(self, pod: _Pod, now: float) -> None:
         try:
-            given = environment_of(pod.item, lambda resource, name: self._values(resource, pod.key[0], name))
+            environments = [self._environment_in(pod.item, one) for one in pod.item["spec"]["containers"]]
         except ContainerConfigError as error:
             self._set_container(pod, {"waiting": {"reason": "CreateContainerConfigError", "message": str(error)}})
             return
-        host = str(pod.item["spec"].get("hostname") or pod.name)
-        environment = {**self._environment, "HOSTNAME": host, **given, **self._overrides}
-        pod.command = command_of(pod.item, environment, self._entrypoint)
         pod.started = pod.started or now
         pod.start_at = None
-        folder = Path(pod.item["spec"]["containers"][0].get("workingDir") or "")
+        if pod.job is not None and not self._start_process(pod, environments[0]):
+            return
+        pod.item["status"] |= {"phase": "Running", "startTime": timestamp(now)}
+        self._set_container(pod, {"running": {"startedAt": timestamp(now)}})
+        self._event(pod.item, "Started", "Container started")
+
+    def _start_process(self, pod: _Pod, environment: Mapping[str, str]) -> bool:
+        """Whether the pod's command could be started. If not, the pod has failed."""
+        container = container_of(pod.item)
+        folders = self._folders(pod.item, container)
+        pod.command = command_of(container, environment, self._entrypoint)
+        folder = Path(container.get("workingDir") or "")
         try:
             pod.container = Container(
                 pod.item["metadata"]["uid"],
-                pod.command,
+                [as_mounted(word, folders) for word in pod.command],
                 environment,
                 folder if folder.is_absolute() and folder.is_dir() else None,
                 pod.log_file,
@@ -762,10 +916,8 @@ class KubernetesEmulator:
             )
         except (OSError, IndexError) as error:
             self._end(pod, 128, "StartError", str(error))
-            return
-        pod.item["status"] |= {"phase": "Running", "startTime": timestamp(now)}
-        self._set_container(pod, {"running": {"startedAt": timestamp(now)}})
-        self._event(pod.item, "Started", "Container started")
+            return False
+        return True
 
     def _values(self, resource: str, namespace: str, name: str) -> Mapping[str, str] | None:
         item = self._stores[resource].get((namespace, name))
@@ -835,6 +987,8 @@ class KubernetesEmulator:
         for job in self._jobs:
             if not job.gone:
                 self._sync_job(job, now)
+        for deployment in list(self._stores["deployments"].values()):
+            self._sync_deployment(deployment, now)
         if not self._paused:
             self._place(now)
         for pod in self._pods:
@@ -866,6 +1020,12 @@ class KubernetesEmulator:
 
 def _key(item: Object) -> Key:
     return item["metadata"].get("namespace", ""), item["metadata"]["name"]
+
+
+def _priority_class(name: str, value: int) -> Object:
+    return {
+        "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value,
+    }  # fmt: skip
 
 
 def _job_labels(item: Object) -> dict[str, str]:

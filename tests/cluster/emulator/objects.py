@@ -1,4 +1,4 @@
-"""Kubernetes' common conventions: errors, timestamps, selectors, merge patches."""
+"""Kubernetes' common conventions: errors, timestamps, selectors."""
 
 from __future__ import annotations
 
@@ -104,16 +104,3 @@ def _at(item: Object, path: list[str]) -> str:
     for name in path:
         value = value.get(name, "") if isinstance(value, dict) else ""
     return str(value)
-
-
-def merged(target: Any, patch: Any) -> Any:
-    """A JSON merge patch (RFC 7396) applied to a copy of the target."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merged(result.get(key), value)
-    return result

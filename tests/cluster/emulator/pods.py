@@ -1,4 +1,4 @@
-"""A pod's container as processes of this machine: its environment, its start, its log, its end.
+"""A pod's container as processes of this machine: its environment and paths, its start, its log, its end.
 
 Belongs here: one container. Does not belong here: when it starts and what its end means (`cluster`).
 """
@@ -101,11 +101,58 @@ def _marked_processes(uid: str) -> Sequence[int]:
     return found
 
 
-def command_of(pod: Object, environment: Mapping[str, str], entrypoint: Sequence[str] = ()) -> tuple[str, ...]:
+def start_command(uid: str, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A further process of a pod, without input, its output in pipes. Raises OSError when it cannot be started."""
+    return subprocess.Popen(
+        command,
+        env={**environment, _MARK: uid},
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def container_of(pod: Object, name: str | None = None) -> Mapping[str, Any]:
+    """The container of that name, or the first. Raises KeyError when there is none of that name."""
+    containers: Sequence[Mapping[str, Any]] = pod["spec"]["containers"]
+    if name is None:
+        return containers[0]
+    return {container["name"]: container for container in containers}[name]
+
+
+def command_of(
+    container: Mapping[str, Any], environment: Mapping[str, str], entrypoint: Sequence[str] = ()
+) -> tuple[str, ...]:
     """The command line: `command` or the image's entrypoint, then `args`, with `$(NAME)` filled in."""
-    container = pod["spec"]["containers"][0]
     words = [*(container.get("command") or entrypoint), *(container.get("args") or [])]
     return tuple(_expanded(word, environment) for word in words)
+
+
+def mounted_folders(
+    pod: Object, container: Mapping[str, Any], claims: Mapping[str, Path], configured: Callable[[str], Path | None]
+) -> dict[str, Path]:
+    """Where the container's claims and ConfigMaps are mounted, and the folders of this machine that stand for them.
+
+    `configured` gives that of a ConfigMap by name, None when there is none.
+    """
+    folders: dict[str, Path | None] = {}
+    for volume in pod["spec"].get("volumes") or []:
+        if "persistentVolumeClaim" in volume:
+            folders[volume["name"]] = claims.get(volume["persistentVolumeClaim"]["claimName"])
+        elif "configMap" in volume:
+            folders[volume["name"]] = configured(volume["configMap"]["name"])
+    mounts = {mount["mountPath"]: folders.get(mount["name"]) for mount in container.get("volumeMounts") or []}
+    return {path: folder for path, folder in mounts.items() if folder is not None}
+
+
+def as_mounted(text: str, folders: Mapping[str, Path]) -> str:
+    """A path in the container as the path on this machine; any other text as it is."""
+    for path, folder in folders.items():
+        if text == path or text.startswith(f"{path}/"):
+            return str(folder) + text.removeprefix(path)
+    return text
 
 
 def base_environment() -> dict[str, str]:
@@ -116,16 +163,15 @@ def base_environment() -> dict[str, str]:
     return {**kept, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
 
 
-def environment_of(pod: Object, lookup: Lookup) -> dict[str, str]:
-    """The variables that the pod's spec gives. Raises ContainerConfigError."""
-    container = pod["spec"]["containers"][0]
+def environment_of(pod: Object, container: Mapping[str, Any], lookup: Lookup) -> dict[str, str]:
+    """The variables that the pod's spec gives a container. Raises ContainerConfigError."""
     found: dict[str, str] = {}
     for source in container.get("envFrom") or []:
         resource, reference = _reference(source)
         values = _values(lookup, resource, reference)
         found.update({source.get("prefix", "") + key: value for key, value in values.items()})
     for entry in container.get("env") or []:
-        value = _value(entry, pod, lookup)
+        value = _value(entry, pod, container, lookup)
         if value is not None:
             found[entry["name"]] = _expanded(value, found)
     return found
@@ -149,14 +195,14 @@ def _values(lookup: Lookup, resource: str, reference: Mapping[str, Any]) -> Mapp
     return values or {}
 
 
-def _value(entry: Mapping[str, Any], pod: Object, lookup: Lookup) -> str | None:
+def _value(entry: Mapping[str, Any], pod: Object, container: Mapping[str, Any], lookup: Lookup) -> str | None:
     source = entry.get("valueFrom")
     if source is None:
         return str(entry.get("value", ""))
     if "fieldRef" in source:
         return _field(source["fieldRef"]["fieldPath"], pod)
     if "resourceFieldRef" in source:
-        return _resource(source["resourceFieldRef"], pod)
+        return _resource(source["resourceFieldRef"], container)
     for kind, resource in (("configMapKeyRef", "configmaps"), ("secretKeyRef", "secrets")):
         if kind in source:
             reference = source[kind]
@@ -176,8 +222,8 @@ def _field(path: str, pod: Object) -> str:
     return str(value)
 
 
-def _resource(reference: Mapping[str, Any], pod: Object) -> str:
+def _resource(reference: Mapping[str, Any], container: Mapping[str, Any]) -> str:
     group, _, name = reference["resource"].partition(".")
-    amounts = (pod["spec"]["containers"][0].get("resources") or {}).get(group) or {}
+    amounts = (container.get("resources") or {}).get(group) or {}
     amount = parse_quantity(amounts.get(name, "0")) / parse_quantity(reference.get("divisor") or "1")
     return str(-int(-amount // 1))  # rounded up, as the kubelet does

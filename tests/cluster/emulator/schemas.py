@@ -1,4 +1,4 @@
-"""What the API server refuses: objects against the published schemas, and the further rules that jobs meet.
+"""What the API server refuses: objects against the published schemas, and the further rules that what makes pods meets.
 
 The schemas are those of the kubernetes-validate package, strict: a field that does not exist is an error, as with
 `kubectl apply --validate=strict`.
@@ -13,7 +13,7 @@ from typing import Any
 import kubernetes_validate  # type: ignore[import-untyped]
 
 from montage_assets.cluster.quantities import parse_quantity
-from tests.cluster.emulator.objects import ApiError, Object
+from tests.cluster.emulator.objects import ApiError, Object, matches_label_selector
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
@@ -42,6 +42,8 @@ def _faults(item: Object) -> Iterator[str]:
     yield from _faults_of_metadata(item.get("metadata") or {})
     if item["kind"] == "Job":
         yield from _faults_of_job(item)
+    if item["kind"] in ("Deployment", "StatefulSet", "DaemonSet"):
+        yield from _faults_of_service(item)
 
 
 def _faults_of_metadata(metadata: Mapping[str, Any]) -> Iterator[str]:
@@ -82,15 +84,25 @@ def _faults_of_job(job: Object) -> Iterator[str]:
             yield f"spec.{field}: the emulator does not know it"
     if spec.get("suspend"):
         yield "spec.suspend: the emulator does not know it"
-    yield from _faults_of_pod(pod)
-
-
-def _faults_of_pod(pod: Mapping[str, Any]) -> Iterator[str]:
-    containers = pod.get("containers") or []
-    if len(containers) != 1 or pod.get("initContainers"):
+    if len(pod.get("containers") or []) != 1 or pod.get("initContainers"):
         yield "spec.template.spec.containers: the emulator runs exactly one"
-    volumes = {volume["name"] for volume in pod.get("volumes") or []}
-    for container in containers:
+    yield from _faults_of_pod(pod, {volume["name"] for volume in pod.get("volumes") or []})
+
+
+def _faults_of_service(item: Object) -> Iterator[str]:
+    spec, template = item["spec"], item["spec"]["template"]
+    metadata, pod = template.get("metadata") or {}, template.get("spec") or {}
+    yield from _faults_of_labels(metadata, "spec.template.metadata")
+    if not matches_label_selector(metadata.get("labels") or {}, spec["selector"]):
+        yield "spec.template.metadata.labels: `selector` does not match template `labels`"
+    if pod.get("restartPolicy", "Always") != "Always":
+        yield f"spec.template.spec.restartPolicy: {pod['restartPolicy']!r}: must be Always"
+    claims = [claim["metadata"]["name"] for claim in spec.get("volumeClaimTemplates") or []]
+    yield from _faults_of_pod(pod, {*claims, *(volume["name"] for volume in pod.get("volumes") or [])})
+
+
+def _faults_of_pod(pod: Mapping[str, Any], volumes: set[str]) -> Iterator[str]:
+    for container in pod.get("containers") or []:
         if not container.get("image"):
             yield f"container {container['name']}: image: Required value"
         for mount in container.get("volumeMounts") or []:
