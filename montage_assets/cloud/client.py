@@ -5,8 +5,9 @@ apart, and the reading of what came out. Does not belong here: files that belong
 whether the cloud may be asked at all (`policy`).
 
 How cgpu 0.1.4 behaves, and what is made of it:
-- without a login it waits for a browser for ever, even without a terminal: the login is looked at first, a line of
-  output that tells of a login ends the call at once, and no browser can be opened from the call;
+- without a login it waits for a browser for ever, even without a terminal, also when it was logged in and lost its
+  login on the way: the login is looked at first, a line of output that tells of a login ends the call at once, as long
+  as the work has not begun, and no browser can be opened from the call;
 - it takes `-c` and other options of the work for its own: everything follows `--`, as one argument;
 - it types the command into a remote terminal, where the typed text may be echoed, empty lines and lines that look like
   its own are dropped, and both outputs are one: the work's output stands between lines of our own with a nonce in them,
@@ -49,6 +50,10 @@ _LONGEST_READ = 1 << 16
 """Bytes; an output without an end of line is read in pieces of so many, so that its size is noticed."""
 _LOCK_POLL_S = 0.1
 _END_GRACE_S = 5.0
+_LOGGED_IN = "Authenticated as"
+_BEGUN = b"MONTAGE"
+"""In the work's first line, and in the echo of what was typed."""
+_GPUS = "Eligible GPUs:"
 _NO_BROWSER = {"BROWSER": "false", "NO_COLOR": "1", "CI": "1"}
 _SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
 
@@ -134,11 +139,12 @@ class CGPUClient:
             raise CloudFailure(CloudFault.UPLOAD_FAILED, reply.out)
 
     def ask_status(self, *, timeout_s: float = START_S) -> str:
-        """What `cgpu status` says of the account: the GPUs it may use."""
+        """What `cgpu status` says of the account's GPUs, without the account's name."""
         reply = self._call(["status"], timeout_s)
         if reply.code != 0:
             raise _failure_of(reply)
-        return one_line(reply.out)
+        told = one_line(reply.out)
+        return told[max(0, told.find(_GPUS)) :]
 
     def _call(self, arguments: Sequence[str], timeout_s: float) -> _Reply:
         program = self._program()
@@ -282,12 +288,22 @@ def _run(program: str, arguments: Sequence[str], config: Path, limit_s: float) -
         _end(process)
     out, err = (stream.text() for stream in streams)
     if waits_for_login.is_set():
-        raise CloudFailure(CloudFault.SESSION_LOST if "Stored session invalid" in out + err else CloudFault.NO_SESSION)
+        raise _unwanted_login(out, err)
     if stopped and any(stream.seen_enough for stream in streams):
         raise CloudFailure(CloudFault.CRASHED, f"it printed more than {_MOST_OUTPUT >> 20} MB")
     if stopped:
         raise CloudFailure(CloudFault.TIMED_OUT, f"{limit_s:.0f} s")
     return _Reply(process.returncode, out, err, time.monotonic() - started)
+
+
+def _unwanted_login(out: str, err: str) -> CloudFailure:
+    """cgpu asks for a new access token before each of its requests. Where one of those gets lost, it throws its copy of
+    the login away, and wants another with the next, though the login is good."""
+    if "Stored session invalid" in out + err:
+        return CloudFailure(CloudFault.SESSION_LOST)
+    if _LOGGED_IN in out:
+        return CloudFailure(CloudFault.CONNECTION_LOST, "cgpu threw its login away on the way")
+    return CloudFailure(CloudFault.NO_SESSION)
 
 
 def _wait(process: subprocess.Popen[bytes], streams: Sequence[_Listener], ended: threading.Event, until: float) -> None:
@@ -333,18 +349,18 @@ class _Listener:
         return b"".join(self._parts).decode("utf-8", "replace")
 
     def _listen(self) -> None:
-        logged_in = False
+        at_work = False
         with contextlib.suppress(ValueError, OSError):  # closed under our feet when the program is stopped
             for line in iter(functools.partial(self._stream.readline, _LONGEST_READ), b""):
                 self._parts.append(line)
                 self._bytes += len(line)
                 if self._bytes > _MOST_OUTPUT:
                     self.seen_enough = True
-                # Once logged in, cgpu begins no other login; the work, and the echo of it, may print what they like.
-                elif not logged_in and wants_login(line.decode("utf-8", "replace")):
+                # Once it began, cgpu begins no login; the work, and the echo of it, may print what they like.
+                at_work = at_work or _BEGUN in line
+                if not at_work and wants_login(line.decode("utf-8", "replace")):
                     self._waits_for_login.set()
                     self.seen_enough = True
-                logged_in = logged_in or b"Authenticated as" in line
                 if self.seen_enough:
                     break
         self._ended.set()

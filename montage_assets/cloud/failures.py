@@ -86,12 +86,13 @@ class CloudFailure(Exception):  # noqa: N818 -- it names the class of a failure 
 
 _DETAIL_LENGTH = 160
 _SECRET = re.compile(r"(?i)\b(bearer|token|code|secret|key)([=: ]+)[^\s&]{8,}|https?://\S*[?&]\S*|\b1//\S+|\bya29\.\S+")
+_WORD = re.compile(r"\w\w")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
 def one_line(text: str) -> str:
     """The last line of a program's output that says something, without colours and anything like a secret."""
-    lines = [line.strip() for line in _ESCAPES.sub("", text).splitlines() if line.strip()]
+    lines = [line.strip() for line in _ESCAPES.sub("", text).splitlines() if _WORD.search(line)]
     if not lines:
         return ""
     last = _SECRET.sub("…", lines[-1])
@@ -111,6 +112,8 @@ _SAID: tuple[tuple[CloudFault, re.Pattern[str]], ...] = tuple(
         (CloudFault.TOO_MANY_RUNTIMES, r"maximum number of|Precondition Failed|Disconnect other runtimes"),
         (CloudFault.NOT_OFFERED, r"No eligible .* accelerators"),
         (CloudFault.NO_CAPACITY, r"temporarily out of .* capacity|Service Unavailable"),
+        # With these, cgpu itself tries the next GPU, and says in the end that there is none.
+        (CloudFault.NO_CAPACITY, r"Failed request .*: (Internal Server Error|Bad Gateway|Gateway Time-?out)"),
         (CloudFault.CONNECTION_LOST, r"without reporting an exit code|Failed to create remote terminal|socket hang up"),
         (CloudFault.CONNECTION_LOST, r"Unexpected server response|WebSocket was closed|ECONNRESET"),
         (CloudFault.UPLOAD_FAILED, r"Upload failed|Cannot upload"),

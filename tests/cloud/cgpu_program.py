@@ -41,6 +41,8 @@ SESSION = {
 MODES = (
     "no-session",
     "session-lost",
+    "login-thrown-away",
+    "session-lost-late",
     "no-network",
     "own-login",
     "no-capacity",
@@ -152,7 +154,13 @@ def _act(state: Path, mode: str, args: list[str]) -> int:
     if mode == "not-set-up":
         raise _Failed("Missing Colab OAuth credentials.\nProvide COLAB_CLIENT_ID and COLAB_CLIENT_SECRET via:")
     _log_in(config, mode)
-    print("Authenticated as Someone <someone@example.org>", flush=True)
+    command, *rest = [arg for arg in args if arg != "--"]
+    asked = command == "status"
+    print(
+        f"Authenticated as Someone{'.' if asked else ' <someone@example.org>'}", end=" " if asked else "\n", flush=True
+    )
+    if mode in ("login-thrown-away", "session-lost-late"):  # at a later request than the first
+        _log_in(config, "no-session" if mode == "login-thrown-away" else "session-lost")
     if mode == "hangs":
         subprocess.Popen(["/bin/sleep", "600"])  # a child of its own that keeps the outputs open
         time.sleep(600)
@@ -175,8 +183,7 @@ def _act(state: Path, mode: str, args: list[str]) -> int:
     if mode == "new-machine":
         shutil.rmtree(state / "content")
         (state / "content").mkdir()
-    command, *rest = [arg for arg in args if arg != "--"]
-    if command == "status":
+    if asked:
         print("Eligible GPUs: T4, L4")
         return 0
     if command == "copy":

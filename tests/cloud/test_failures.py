@@ -31,6 +31,11 @@ def test_every_class_has_one_line_for_the_user(fault: CloudFault) -> None:
         ),
         (AUTHENTICATED, "Failed request POST https://x/assign: Too Many Requests", CloudFault.QUOTA),
         (AUTHENTICATED, "Failed request POST https://x: Precondition Failed", CloudFault.TOO_MANY_RUNTIMES),
+        (
+            AUTHENTICATED,
+            "Failed request GET https://x: Bad Gateway\nResponse body: <p>Check your network.</p>\n</html>",
+            CloudFault.NO_CAPACITY,
+        ),
         (AUTHENTICATED, "read ECONNRESET", CloudFault.CONNECTION_LOST),
         (AUTHENTICATED, "Upload failed (413 Payload Too Large)", CloudFault.UPLOAD_FAILED),
         ("", "connect ETIMEDOUT 142.250.1.1:443", CloudFault.OFFLINE),
@@ -47,6 +52,10 @@ def test_no_secret_and_no_colour_gets_into_a_line() -> None:
     assert "ya29" not in line
     assert "token=abc" not in line
     assert "\x1b" not in line
+
+
+def test_a_line_without_a_word_says_nothing() -> None:
+    assert one_line('[\n  {\n    "message": "Required"\n  }\n]\n') == '"message": "Required"'
 
 
 def test_a_long_complaint_is_cut() -> None:

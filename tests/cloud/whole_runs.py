@@ -78,14 +78,14 @@ class Mishap:
     """One way to fail: a mode of the program, or what is `arrange`d around it.
 
     `befalls`: the kinds of work that it does not leave alone. `calls`: how often cgpu is called in a run that asks for
-    all kinds from the first of those on, and meets it from the first call on; `stopped` of them have to be ended by
-    force. `line` is what shows, where it is not the class's.
+    all kinds from the first of those on, and meets it from the first call on. `stopped`: each such call has to be ended
+    by force. `line` is what shows, where it is not the class's.
     """
 
     fault: CloudFault
     calls: int
     arrange: Arrange | None = None
-    stopped: int = 0
+    stopped: bool = False
     befalls: tuple[WorkKind, ...] = KINDS
     line: str = ""
 
@@ -176,8 +176,9 @@ _WRONG = _scripts_that(
 )
 
 MISHAPS: dict[str, Mishap] = {
-    "no-session": Mishap(CloudFault.NO_SESSION, 1, stopped=1),
-    "session-lost": Mishap(CloudFault.SESSION_LOST, 1, stopped=1),
+    "no-session": Mishap(CloudFault.NO_SESSION, 1, stopped=True),
+    "session-lost": Mishap(CloudFault.SESSION_LOST, 1, stopped=True),
+    "session-lost-late": Mishap(CloudFault.SESSION_LOST, 1, stopped=True),
     "refused": Mishap(CloudFault.SESSION_LOST, 1),
     "no-network": Mishap(CloudFault.OFFLINE, 1),
     "own-login": Mishap(CloudFault.OFFLINE, 1),
@@ -189,15 +190,16 @@ MISHAPS: dict[str, Mishap] = {
     "not-set-up": Mishap(CloudFault.NOT_SET_UP, 1),
     "theft": Mishap(CloudFault.NOT_SET_UP, 1),
     "lost-socket": Mishap(CloudFault.CONNECTION_LOST, 4),
+    "login-thrown-away": Mishap(CloudFault.CONNECTION_LOST, 4, stopped=True),
     "no-terminal": Mishap(CloudFault.CONNECTION_LOST, 4),
     "new-machine": Mishap(CloudFault.RUNTIME_CHANGED, 16),
     "upload-refused": Mishap(CloudFault.UPLOAD_FAILED, 12),
     "upload-damaged": Mishap(CloudFault.UPLOAD_DAMAGED, 14),
     "download-damaged": Mishap(CloudFault.DOWNLOAD_DAMAGED, 14),
     "no-end-line": Mishap(CloudFault.OUTPUT_UNREADABLE, 4),
-    "hangs": Mishap(CloudFault.TIMED_OUT, 1, arrange=_short_limits, stopped=1),
+    "hangs": Mishap(CloudFault.TIMED_OUT, 1, arrange=_short_limits, stopped=True),
     "crashes": Mishap(CloudFault.CRASHED, 1),
-    "floods": Mishap(CloudFault.CRASHED, 1, arrange=_little_output, stopped=1),
+    "floods": Mishap(CloudFault.CRASHED, 1, arrange=_little_output, stopped=True),
     "no program": Mishap(CloudFault.NOT_INSTALLED, 0, arrange=_without_program),
     "no login": Mishap(CloudFault.NO_SESSION, 0, arrange=_without_login),
     "damaged login": Mishap(CloudFault.NO_SESSION, 0, arrange=_with_damaged_login),
@@ -339,7 +341,8 @@ def refuse_what_is_wrong(mishap: Mishap, run: Run, prepared: Prepared, call: int
         assert run.film == prepared.film
     assert run.same_login
     assert run.calls_after_the_end == 0
-    assert cgpu_program.stopped_calls(run.cloud.state) == mishap.stopped
+    befallen_calls = max(0, len(run.cloud.calls()) - call + 1)
+    assert cgpu_program.stopped_calls(run.cloud.state) == (befallen_calls if mishap.stopped else 0)
     assert left_behind(run.cloud) == []
     if mishap.fault.of_work:
         assert list(run.cloud.content.iterdir()) == [], "something is left lying on the cloud machine"
