@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kubernetes import client, config, watch
+from kubernetes import client, config, dynamic, stream, watch
 
 from montage_assets.cluster import NodeCapability
 from montage_assets.cluster.kubernetes_nodes import nodes_from_api
 from tests.cluster.clusters import AMD, CONTROL_PLANE, JETSON, PI, VAAPI, node, plan, plan_with
 from tests.cluster.emulator import KubernetesEmulator
+from tests.cluster.emulator.kinds import RESOURCES
 from tests.cluster.emulator.nodes import node_object
-from tests.cluster.emulator.objects import Object
+from tests.cluster.emulator.objects import ApiError, Object
+from tests.cluster.emulator.patches import strategically_merged
 from tests.cluster.emulator.scheduler import schedule
 
 HOST = "kubernetes.io/hostname"
@@ -58,6 +62,10 @@ def job(
         "metadata": {"name": name, "labels": {"app": "test"}},
         "spec": {"backoffLimit": 0, "template": template, **spec},
     }
+
+
+def config_map(name: str, **values: str) -> Object:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": values}
 
 
 def submit(emulator: KubernetesEmulator, item: Object) -> str:
@@ -592,6 +600,206 @@ def test_a_node_can_be_cordoned_over_the_api(start: Start) -> None:
     core(emulator).patch_node("a", {"spec": {"unschedulable": True}})
     submit(emulator, job("x"))
     assert emulator.wait_for_job("x").pods[0].node == "b"
+
+
+def test_a_patch_that_changes_nothing_is_no_change(start: Start) -> None:
+    emulator = start()
+    emulator.put("configmaps", config_map("settings", SPEED="1"))
+    before = core(emulator).read_namespaced_config_map("settings", "montage-ai").metadata.resource_version
+    same = core(emulator).patch_namespaced_config_map("settings", "montage-ai", {"data": {"SPEED": "1"}})
+    other = core(emulator).patch_namespaced_config_map("settings", "montage-ai", {"data": {"SPEED": "2"}})
+    assert same.metadata.resource_version == before
+    assert other.metadata.resource_version != before
+
+
+def test_paths_of_claims_and_config_maps_are_folders_of_this_machine(start: Start, tmp_path: Path) -> None:
+    emulator = start(claims={"films": tmp_path})
+    emulator.put("configmaps", config_map("settings", **{"nodes.yaml": "nodes: []"}))
+    volumes = [
+        {"name": "films", "persistentVolumeClaim": {"claimName": "films"}},
+        {"name": "settings", "configMap": {"name": "settings"}},
+    ]
+    mounts = [{"name": "films", "mountPath": "/data"}, {"name": "settings", "mountPath": "/etc/montage"}]
+    env = [{"name": "SETTINGS", "value": "/etc/montage/nodes.yaml"}, {"name": "OTHER", "value": "/database"}]
+    script = 'cat "$SETTINGS"; echo " $OTHER"; echo film > "$0"'
+    container = {"command": ["/bin/sh", "-c", script, "/data/a film"], "env": env, "volumeMounts": mounts}
+    submit(emulator, job("x", container=container, pod={"volumes": volumes}))
+    assert emulator.wait_for_job("x").pods[0].log == "nodes: [] /database\n"
+    assert (tmp_path / "a film").read_text() == "film\n"
+
+
+# What kubectl asks for besides. tests/deploy/test_documented_commands.py has kubectl itself.
+
+
+def test_clients_discover_the_kinds(start: Start) -> None:
+    api = config.new_client_from_config(str(start().kubeconfig))
+    found = dynamic.DynamicClient(api).resources
+    for name, resource in RESOURCES.items():
+        discovered = found.get(api_version=resource.api_version, kind=resource.kind)
+        assert (discovered.name, discovered.namespaced) == (name, resource.namespaced)
+
+
+UNCHANGED = {"name": "B", "valueFrom": {}}
+CONTAINERS: list[Object] = [
+    {"name": "web", "image": "a", "env": [{"name": "A", "value": "1"}, UNCHANGED]},
+    {"name": "daemon", "image": "a", "args": ["x", "y"]},
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "patch", "result"),
+    [
+        (
+            {"containers": CONTAINERS},
+            {"containers": [{"name": "web", "env": [{"name": "C", "value": "3"}, {"name": "A", "value": "2"}]}]},
+            {
+                "containers": [
+                    {**CONTAINERS[0], "env": [{"name": "A", "value": "2"}, UNCHANGED, {"name": "C", "value": "3"}]},
+                    CONTAINERS[1],
+                ]
+            },
+        ),
+        (
+            {"containers": CONTAINERS},
+            {
+                "$setElementOrder/containers": [{"name": "new"}, {"name": "daemon"}],
+                "containers": [{"name": "web", "$patch": "delete"}, {"name": "daemon", "args": ["z"]}, {"name": "new"}],
+            },
+            {"containers": [{"name": "new"}, {"name": "daemon", "image": "a", "args": ["z"]}]},
+        ),
+        (
+            {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}},
+            {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}},
+            {"strategy": {"type": "Recreate"}},
+        ),
+        (
+            {"volumes": [{"name": "tmp", "emptyDir": {}}]},
+            {"volumes": [{"$retainKeys": ["name", "secret"], "name": "tmp", "secret": {"secretName": "s"}}]},
+            {"volumes": [{"name": "tmp", "secret": {"secretName": "s"}}]},
+        ),
+        (
+            {"ports": [{"port": 80, "name": "http"}], "tolerations": [{"key": "a"}, {"key": "b"}]},
+            {"ports": [{"port": 81}], "tolerations": [{"key": "b"}]},
+            {"ports": [{"port": 80, "name": "http"}, {"port": 81}], "tolerations": [{"key": "b"}]},
+        ),
+        (
+            {"metadata": {"finalizers": ["a", "b"], "labels": {"x": "1", "y": "2"}}},
+            {"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["c"], "labels": {"x": None}}},
+            {"metadata": {"finalizers": ["b", "c"], "labels": {"y": "2"}}},
+        ),
+        ({"data": {"a": "1"}}, {"data": {"$patch": "replace", "b": "2"}}, {"data": {"b": "2"}}),
+        ({"data": {"a": "1"}, "type": "x"}, {"data": {"$patch": "delete"}}, {"type": "x"}),
+    ],
+    ids=["merged by name", "ordered and deleted", "retained", "retained in lists", "keys", "sets", "replaced", "gone"],
+)  # fmt: skip
+def test_strategic_patches_merge_lists_by_their_keys(target: Object, patch: Object, result: Object) -> None:
+    before = copy.deepcopy(target)
+    assert strategically_merged(target, patch) == result
+    assert target == before, "the stored object is not touched"
+
+
+def deployment(name: str, labels: Object | None = None, **container: Any) -> Object:
+    pod = {"containers": [{"name": "main", "image": "montage:test", **container}]}
+    template = {"metadata": {"labels": labels or {"app": name}}, "spec": pod}
+    spec = {"replicas": 2, "selector": {"matchLabels": {"app": name}}, "template": template}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
+
+
+def apps(emulator: KubernetesEmulator) -> client.AppsV1Api:
+    return client.AppsV1Api(config.new_client_from_config(str(emulator.kubeconfig)))
+
+
+def there(emulator: KubernetesEmulator) -> list[Any]:
+    """The pods of Deployments that are still there and have not failed."""
+    return [pod for pod in emulator.pods if not pod.job and not pod.deleted and pod.phase != "Failed"]
+
+
+def wait_for_replicas(emulator: KubernetesEmulator, count: int) -> None:
+    emulator.wait_until(lambda cluster: [pod.phase for pod in there(cluster)] == ["Running"] * count)
+
+
+def test_a_deployment_has_its_pods_whatever_happens_to_them(start: Start) -> None:
+    emulator = start()
+    apps(emulator).create_namespaced_deployment("montage-ai", deployment("web"))
+    wait_for_replicas(emulator, 2)
+    emulator.lose_node("a")
+    wait_for_replicas(emulator, 2)
+    assert {pod.node for pod in there(emulator)} == {"b"}
+    apps(emulator).patch_namespaced_deployment_scale("web", "montage-ai", {"spec": {"replicas": 3}})
+    wait_for_replicas(emulator, 3)
+    assert apps(emulator).read_namespaced_deployment_scale("web", "montage-ai").status.replicas == 3
+    old = {pod.name for pod in there(emulator)}
+    core(emulator).delete_namespaced_pod(min(old), "montage-ai")
+    wait_for_replicas(emulator, 3)
+    change = {"spec": {"template": {"spec": {"containers": [{"name": "main", "image": "montage:2"}]}}}}
+    apps(emulator).patch_namespaced_deployment("web", "montage-ai", change)
+    emulator.wait_until(lambda _: old.isdisjoint(pod.name for pod in there(emulator)))
+    wait_for_replicas(emulator, 3)
+    read = apps(emulator).read_namespaced_deployment("web", "montage-ai")
+    assert read.status.observed_generation == read.metadata.generation == 3
+    assert (read.status.updated_replicas, read.status.available_replicas) == (3, 3)
+    apps(emulator).delete_namespaced_deployment("web", "montage-ai")
+    assert there(emulator) == []
+
+
+def test_a_deployment_that_cannot_select_its_pods_is_refused(start: Start) -> None:
+    emulator = start()
+    with pytest.raises(client.ApiException) as refused:
+        apps(emulator).create_namespaced_deployment("montage-ai", deployment("web", {"app": "other"}))
+    assert refused.value.status == 422
+    (fault,) = emulator.take_faults()
+    assert "does not match" in fault
+
+
+def test_a_command_in_a_pod_has_the_containers_variables(start: Start) -> None:
+    emulator = start()
+    env = [{"name": "GREETING", "value": "hello"}]
+    apps(emulator).create_namespaced_deployment("montage-ai", deployment("web", env=env))
+    wait_for_replicas(emulator, 2)
+    name = there(emulator)[0].name
+
+    def execute(script: str) -> Any:
+        ask = core(emulator).connect_get_namespaced_pod_exec
+        command = ["/bin/sh", "-c", script]
+        answer = stream.stream(
+            ask, name, "montage-ai", command=command, stdout=True, stderr=True, _preload_content=False
+        )
+        answer.run_forever(timeout=20)
+        return answer
+
+    answer = execute('echo "$GREETING from $HOSTNAME"; echo hm >&2; exit 7')
+    assert answer.read_stdout() == f"hello from {name}\n"
+    assert answer.read_stderr() == "hm\n"
+    assert answer.returncode == 7
+    assert len(execute("head -c 300000 /dev/zero | tr '\\0' x").read_stdout()) == 300_000
+    with pytest.raises(ApiError, match="container other is not valid"):
+        emulator.execute("montage-ai", name, "other", ["true"])
+    with pytest.raises(ApiError, match="No such file"):
+        emulator.execute("montage-ai", name, None, ["no-such-program"])
+
+
+def test_a_command_ends_with_the_one_who_asked_for_it(start: Start, tmp_path: Path) -> None:
+    emulator = start()
+    apps(emulator).create_namespaced_deployment("montage-ai", deployment("web"))
+    wait_for_replicas(emulator, 2)
+    child = tmp_path / "child"
+    command = ["/bin/sh", "-c", f"echo $$ > {child}; exec sleep 60"]
+    answer = stream.stream(
+        core(emulator).connect_get_namespaced_pod_exec, there(emulator)[0].name, "montage-ai", command=command,
+        stdout=True, _preload_content=False,
+    )  # fmt: skip
+    eventually(lambda: child.exists() and child.read_text() != "")
+    answer.close()
+    eventually(lambda: not is_running(int(child.read_text())))
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """For what the emulator is not told of."""
+    for _ in range(400):
+        if holds():
+            return
+        time.sleep(0.05)
+    pytest.fail("this did not happen")
 
 
 def test_nothing_is_left_running(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cluster.clusters import plan
 from tests.cluster.emulator import KubernetesEmulator, PodRecord
 from tests.cluster.emulator.objects import Object
 from tests.cluster.emulator.pods import REPOSITORY, base_environment
 from tests.cluster.kubernetes import api_server
-from tests.deploy.manifests import DEPLOY, K3S
+from tests.deploy.manifests import DEPLOY, K3S, built, the
 from tests.media.synth_footage import write_clip
 from tests.postgres_server import PostgresServer
 
@@ -213,6 +214,43 @@ def test_a_changed_setting_is_applied_alone_and_reaches_new_pods(empty: Cluster,
     assert empty.run(inside) == "3\n"
 
 
+def test_applying_again_takes_back_what_was_set_by_hand(workers: Cluster) -> None:
+    """As deploy/README.md warns."""
+    apply = APPLY.replace("overlays/gpu", "distributed")
+    workers.run(SET_ENV)
+    workers.run(SCALE)
+    assert {f"deployment.apps/montage-ai-{name} configured" for name in ("web", "worker")} <= set(
+        workers.run(apply).splitlines()
+    )
+    wanted = {item["metadata"]["name"]: item["spec"] for item in built("distributed") if item["kind"] == "Deployment"}
+    for name in ("montage-ai-web", "montage-ai-worker"):
+        assert workers.deployment(name)["spec"].items() >= wanted[name].items()
+
+
+def test_what_changes_in_a_manifest_changes_so_in_the_cluster(empty: Cluster, tmp_path: Path) -> None:
+    """The merge of lists: entries that go, that come, that change their place and their kind."""
+    copied = tmp_path / "k3s"
+    shutil.copytree(K3S, copied)
+    apply = APPLY.replace("deploy/k3s", str(copied))
+    empty.run(apply)
+    service, web = yaml.safe_load_all((copied / "base/web.yaml").read_text())
+    web["spec"]["strategy"] = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}}
+    pod = web["spec"]["template"]["spec"]
+    pod["containers"].reverse()
+    pod["containers"].append({**pod["containers"][0], "name": "new"})
+    pod["containers"][0]["env"].pop(1)
+    pod["containers"][1]["volumeMounts"].pop(1)
+    pod["volumes"][1] = {"name": "tmp", "configMap": {"name": "montage-cluster"}}
+    service["spec"]["ports"].append({"name": "more", "port": 8081})
+    (copied / "base/web.yaml").write_text(yaml.safe_dump_all([service, web]))
+    changed = [line for line in empty.run(apply).splitlines() if not line.endswith(" unchanged")]
+    assert changed == ["service/montage-ai-web configured", "deployment.apps/montage-ai-web configured"]
+    wanted = built("overlays/gpu", copied)
+    assert empty.deployment("montage-ai-web")["spec"] == the(wanted, "Deployment", "montage-ai-web")["spec"]
+    ports = empty.emulator.get("services", NAMESPACE, "montage-ai-web")["spec"]["ports"]
+    assert ports == the(wanted, "Service", "montage-ai-web")["spec"]["ports"]
+
+
 def test_a_misspelt_field_is_refused_by_the_server(empty: Cluster, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text((K3S / "base/web.yaml").read_text().replace("imagePullPolicy", "imagePullPolice"))
@@ -305,6 +343,15 @@ def test_a_video_is_scored_by_four_pods_on_four_hosts(cluster: Cluster) -> None:
     assert sorted(pod.index for pod in job.pods if pod.index is not None) == [0, 1, 2, 3]
     assert len({pod.node for pod in job.pods}) == 4
     (video,) = json.loads(cluster.run(AGGREGATE))["videos"].values()
+    assert video["cuts"] == cuts
+
+
+def test_another_video_is_scored_as_the_jobs_file_says(cluster: Cluster) -> None:
+    cuts = write_clip(cluster.data / "input/long.mp4", SHOTS[::-1], seed=2)
+    comment = (K3S / "distributed/scene-detection-job.yaml").read_text().partition("apiVersion")[0]
+    script = "\n".join(re.findall(r"^#   (.*)$", comment, re.MULTILINE))
+    printed = cluster.run(f"cd {K3S}/distributed; set -e; {script.replace('holiday/long', 'long')}")
+    (video,) = json.loads(printed[printed.index("{") :])["videos"].values()
     assert video["cuts"] == cuts
 
 

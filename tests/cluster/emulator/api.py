@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from tests.cluster.emulator import forwarding, kinds, protobuf
-from tests.cluster.emulator.execution import EXEC_PROTOCOL, end_command, run_command
+from tests.cluster.emulator.execution import EXEC_PROTOCOLS, end_command, run_command
 from tests.cluster.emulator.kinds import RESOURCES
 from tests.cluster.emulator.objects import ApiError, Object, field_query, label_query
 from tests.cluster.emulator.websocket import WebSocket, handshake
@@ -185,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
         command = [value for key, value in self._words if key == "command"]
         process = self.emulator.execute(target.place, name, self._query.get("container"), command)
         try:
-            run_command(self._upgraded(EXEC_PROTOCOL), process)
+            run_command(self._upgraded(*EXEC_PROTOCOLS), process)
         finally:
             end_command(process)
 
@@ -193,11 +193,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.emulator.running(target.place, name)
         forwarding.serve(self._upgraded(forwarding.PROTOCOL), self.emulator.forwarded_ports)
 
-    def _upgraded(self, subprotocol: str) -> WebSocket:
+    def _upgraded(self, *known: str) -> WebSocket:
         """The connection as a WebSocket; it is over when the request is."""
-        offered = self.headers.get("Sec-WebSocket-Protocol", "").split(",")
-        if subprotocol not in map(str.strip, offered):
-            raise ApiError(400, f"the emulator takes WebSockets of the protocol {subprotocol} only")
+        offered = map(str.strip, self.headers.get("Sec-WebSocket-Protocol", "").split(","))
+        subprotocol = next((name for name in offered if name in known), None)
+        if subprotocol is None:
+            raise ApiError(400, f"the emulator takes WebSockets of {' or '.join(known)} only")
         self._answered = self.close_connection = True
         self.send_response(101)
         for name, value in handshake(self.headers["Sec-WebSocket-Key"], subprotocol).items():

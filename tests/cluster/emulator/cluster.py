@@ -430,11 +430,7 @@ class KubernetesEmulator:
         item = copy.deepcopy(body)
         if resource in _NOT_CREATED:
             raise ApiError(405, f"the emulator creates no {resource}")
-        try:
-            schemas.check(item)
-        except ApiError as error:
-            self.note_fault(str(error))
-            raise
+        self._check(item)
         with self._changed:
             place = namespace if RESOURCES[resource].namespaced else ""
             if place and ("", place) not in self._stores["namespaces"]:
@@ -488,7 +484,7 @@ class KubernetesEmulator:
                     if body["spec"].get(part) != current["spec"].get(part):
                         raise ApiError(422, f'Job "{name}" is invalid: spec.{part}: field is immutable')
             elif resource != "nodes":
-                schemas.check(body)
+                self._check(body)
             changed = {**copy.deepcopy(body), "status": current.get("status", {})} if "status" in current else body
             if changed != current:
                 is_new_spec = changed.get("spec") != current.get("spec")
@@ -582,6 +578,13 @@ class KubernetesEmulator:
                 return
 
     # Objects.
+
+    def _check(self, item: Object) -> None:
+        try:
+            schemas.check(item)
+        except ApiError as error:
+            self.note_fault(str(error))
+            raise
 
     def _stored(self, resource: str, namespace: str, name: str) -> Object:
         found = self._stores[resource].get((namespace, name))
@@ -893,7 +896,9 @@ class KubernetesEmulator:
             return
         pod.started = pod.started or now
         pod.start_at = None
-        if pod.job is not None and not self._start_process(pod, environments[0]):
+        if pod.job is None:
+            pod.log_file.touch()
+        elif not self._start_process(pod, environments[0]):
             return
         pod.item["status"] |= {"phase": "Running", "startTime": timestamp(now)}
         self._set_container(pod, {"running": {"startedAt": timestamp(now)}})

@@ -1,4 +1,4 @@
-"""`kubectl exec`: a process's output and its end over a WebSocket, by the protocol v5.channel.k8s.io.
+"""`kubectl exec`: a process's output and its end over a WebSocket, by the protocols of `channel.k8s.io`.
 
 Each message begins with the number of its channel. The command gets no input.
 """
@@ -15,7 +15,8 @@ from typing import IO
 from tests.cluster.emulator.objects import Object
 from tests.cluster.emulator.websocket import WebSocket
 
-EXEC_PROTOCOL = "v5.channel.k8s.io"
+EXEC_PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
+"""They differ in how input ends."""
 _OUTPUT, _ERRORS, _STATUS = b"\1", b"\2", b"\3"
 _PIECE = 32768
 
