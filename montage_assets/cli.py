@@ -329,6 +329,27 @@ def encoders(quality: str, fresh: bool, as_json: bool) -> None:
 
 
 @commands.command()
+@click.argument("video", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def decoders(video: Path, as_json: bool) -> None:
+    """Decode the beginning of VIDEO on the CPU and on this machine's GPUs; compare frames and costs."""
+    from dataclasses import asdict
+
+    from montage_assets.media.encoder_devices import Host
+    from montage_assets.media.hardware_decode import compare, decoders_here
+    from montage_assets.settings import Settings
+
+    settings = Settings.from_environment()
+    found = compare(video, _probed(video), decoders_here(settings.hwaccel, settings.force_cpu, Host()))
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=1))
+        return
+    for trial in found.trials:
+        click.echo(f"{trial.decoder.name}: {trial.fault or f'gives the frames of the CPU, for {trial.cost}'}")
+    click.echo(f"{video} is decoded by {found.decoder.name if found.decoder else 'the CPU'}: {found.reason}")
+
+
+@commands.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> int:
     """Check this deployment from here: storage, database, queues, nodes, GPUs, encoders, rights."""

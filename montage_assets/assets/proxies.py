@@ -118,6 +118,7 @@ def report_table(reports: list[ShardReport]) -> dg.TableMetadataValue:
                 "shard": report.index + 1,
                 "clip": f"{part.clip} ({part.part + 1}/{part.parts})",
                 "frames": part.frames,
+                "decoder": part.decoder,
                 "seconds": round(part.seconds, 2),
                 "frames per second": round(part.frames / max(part.seconds, 1e-3), 1),
                 "CPU-seconds": round(part.cpu_seconds, 2),
@@ -132,6 +133,7 @@ def _join(context: dg.OpExecutionContext, footage: Footage, plan: ShardPlan, rep
     root = data_root()
     detector = footage.spec.detector
     reports = shard_steps.complete(root, footage.folder, plan, reports, context.log, with_proxy=True, detector=detector)
+    shard_steps.tell_fallbacks(reports, context.log)
     left_out = {entry.clip: entry for entry in shard_steps.failures_in(reports)}
     for clip in plan.clips:
         if clip.name in left_out:

@@ -135,6 +135,7 @@ def merge_scenes(
         offload = Offload(Settings.from_environment(), data_root(), context.run_id, context.log)
         reports = _complete(data_root(), footage, plan, reports, context.log)
         result, where = _merge(context, footage, proxies, plan, reports, offload)
+        shard_steps.tell_fallbacks(reports, context.log)
         shard_steps.keep_speeds(data_root(), context.run_id, [*proxies.reports, *reports])
     context.add_output_metadata(
         {

@@ -5,14 +5,17 @@ does. Results are content-addressed, so a range is never done twice, whoever did
 shard may also be a pod of a plain Kubernetes job (`scene_job`).
 """
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from montage_assets import layout
+from montage_assets.assets.decoding import ON_THE_CPU, decoded
 from montage_assets.assets.shard_sizes import range_counts, workers_worth
 from montage_assets.cluster.distribution import balance
 from montage_assets.cluster.measured import Measurement, keep_measurements
@@ -25,6 +28,7 @@ from montage_assets.media.errors import FfmpegFailed, UnusableClip
 from montage_assets.media.ffmpeg import ffmpeg_version
 from montage_assets.media.fingerprint import clip_key, result_key
 from montage_assets.media.frame_scores import FrameScores
+from montage_assets.media.hardware_decode import HardwareDecoder
 from montage_assets.media.keyframes import keyframe_finder
 from montage_assets.media.neural_scenes import NEURAL_DETECTORS
 from montage_assets.media.shards import (
@@ -67,7 +71,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class RangeReport:
-    """How one range went; `failure` is set when its clip cannot be used."""
+    """How one range went; `failure` is set when its clip cannot be used. `decoder`: what decoded it, in words."""
 
     clip: str
     part: int
@@ -78,6 +82,7 @@ class RangeReport:
     failure: str | None = None
     node: str = ""
     cost: float = 0.0
+    decoder: str = ON_THE_CPU
 
 
 @dataclass(frozen=True)
@@ -216,6 +221,14 @@ def _is_merged(root: DataRoot, clip: Clip, with_proxy: bool) -> bool:
     return root.exists(scores_key(clip)) and (not with_proxy or root.exists(proxy_key(clip)))
 
 
+def tell_fallbacks(reports: Sequence[ShardReport], log: Any) -> None:
+    """Log once why the CPU decoded what a GPU was to decode."""
+    fell_back = [part for report in reports for part in report.ranges if part.decoder.startswith(f"{ON_THE_CPU},")]
+    for reason in dict.fromkeys(part.decoder for part in fell_back):
+        clips = sorted({part.clip for part in fell_back if part.decoder == reason})
+        log.warning(f"decoded by the {reason} ({', '.join(clips)})")
+
+
 def keep_speeds(root: DataRoot, run_id: str, reports: Sequence[ShardReport]) -> None:
     """Keep what the shards of a run tell about the nodes' speeds."""
     rows = [
@@ -314,10 +327,15 @@ def _range_key(whole: str, part: ClipRange) -> str:
 def _do_range(root: DataRoot, folder: str, task: RangeTask, log: Any) -> RangeReport:
     counter = FrameCounter(log.info, task.part.title, task.part.frames_estimate)
     cpu_before = _cpu_seconds()
+    settings = Settings.from_environment()
     failure = None
     frames = 0
+    decoder = ON_THE_CPU
     try:
-        frames = _score(root, folder, task, counter).frames
+        path = root.local_file(clip_source(folder, task.clip.name))
+        work = functools.partial(_score, root, path, task, counter)
+        scores, decoder = decoded(path, task.clip, settings, work)
+        frames = scores.frames
     except UnusableClip as error:
         failure = str(error)
     except FfmpegFailed as error:
@@ -334,20 +352,22 @@ def _do_range(root: DataRoot, folder: str, task: RangeTask, log: Any) -> RangeRe
         seconds=round(counter.seconds, 3),
         cpu_seconds=round(_cpu_seconds() - cpu_before, 3),
         failure=failure,
-        node=Settings.from_environment().node,
+        node=settings.node,
         cost=task.part.cost,
+        decoder=decoder,
     )
 
 
-def _score(root: DataRoot, folder: str, task: RangeTask, counter: FrameCounter) -> FrameScores:
-    path = root.local_file(clip_source(folder, task.clip.name))
+def _score(
+    root: DataRoot, path: Path, task: RangeTask, counter: FrameCounter, decoder: HardwareDecoder | None
+) -> FrameScores:
     recorder = SmallFrameRecorder(task.part) if task.with_small_frames else None
     watch = recorder.add if recorder else None
     if task.with_proxy:
         with root.writing(range_proxy_key(task.clip, task.part)) as out:
-            scores = proxies.make_proxy_part(path, task.clip, task.part, out, counter, watch)
+            scores = proxies.make_proxy_part(path, task.clip, task.part, out, counter, watch, decoder)
     else:
-        scores = frame_scores.score_range(path, task.clip, task.part, counter, watch)
+        scores = frame_scores.score_range(path, task.clip, task.part, counter, watch, decoder)
     if recorder is not None:
         pictures = small_frames.dump_small_frames(recorder.recorded())
         root.write_bytes(range_small_frames_key(task.clip, task.part), pictures)

@@ -201,31 +201,40 @@ def _fault(ready: ReadyEncoder, size: tuple[int, int], bit_depth: int, time_limi
             "-vf", ",".join([_TAGGED, *encoder_filters(ready, bit_depth)]),
             *encode_output(ready, QUALITY, FPS, size, FRAMES, out, bit_depth),
         ]  # fmt: skip
-        fault = _run_apart(command, b"".join(_as_yuv420p(luma) for luma in frames), time_limit_s)
+        fault = run_apart(command, b"".join(_as_yuv420p(luma) for luma in frames), time_limit_s).fault
         return fault or _fault_of_stream(ready, out, frames, size)
 
 
 _TAGGED = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv,setsar=1"
 
 
-def _run_apart(command: Sequence[str], given: bytes, time_limit_s: float) -> str | None:
-    """Run a program in a process group of its own; what went wrong, None when nothing did."""
+@dataclass(frozen=True)
+class ApartRun:
+    """How a program's run ended. `fault` says what went wrong, None when nothing did."""
+
+    fault: str | None
+    output: bytes = b""
+    log: bytes = b""
+
+
+def run_apart(command: Sequence[str], given: bytes, time_limit_s: float) -> ApartRun:
+    """Run a program that may crash or hang in a driver, in a process group of its own."""
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
     try:
-        _, said = process.communicate(given, timeout=time_limit_s)
+        output, said = process.communicate(given, timeout=time_limit_s)
     except subprocess.TimeoutExpired:
         _kill_group(process)
-        return f"{_HANGS} within {time_limit_s:g} s and was stopped"
+        return ApartRun(f"{_HANGS} within {time_limit_s:g} s and was stopped")
     except BaseException:
         _kill_group(process)
         raise
     if process.returncode < 0:
-        return f"crashed ({_signal_name(-process.returncode)})"
+        return ApartRun(f"crashed ({_signal_name(-process.returncode)})", output, said)
     if process.returncode > 0:
-        return f"failed: {telling_line(said.decode('utf-8', 'replace'))}"
-    return None
+        return ApartRun(f"failed: {telling_line(said.decode('utf-8', 'replace'))}", output, said)
+    return ApartRun(None, output, said)
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
@@ -234,7 +243,7 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_KILL_LIMIT_S)
-    for stream in (process.stdin, process.stderr):
+    for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:
             with contextlib.suppress(OSError):
                 stream.close()
@@ -259,7 +268,8 @@ _SECONDARY = re.compile(
 
 def telling_line(log: str) -> str:
     """The line of ffmpeg's log that names the cause: the first that does not merely pass a failure on."""
-    lines = [re.sub(r"^(\[[^]]*\]\s*)+", "", line).rstrip() for line in log.splitlines() if line.strip()]
+    said = [line for line in log.splitlines() if line.strip() and "[info]" not in line]
+    lines = [re.sub(r"^(\[[^]]*\]\s*)+", "", line).rstrip() for line in said]
     first_hand = [line for line in lines if line and not _SECONDARY.search(line)]
     return (first_hand or lines or ["ffmpeg gave no reason"])[0][:200]
 

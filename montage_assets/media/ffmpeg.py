@@ -148,11 +148,13 @@ def run_ffmpeg(
 
 
 @contextlib.contextmanager
-def ffmpeg_output(args: Sequence[str], *, what: str, level: str = "error") -> Iterator[IO[bytes]]:
+def ffmpeg_output(
+    args: Sequence[str], *, what: str, level: str = "error", stall_s: float | None = None
+) -> Iterator[IO[bytes]]:
     """Run ffmpeg and read what it writes to `pipe:1`. The program is stopped when the block is left early.
 
-    Raises FfmpegFailed at the end of the block when ffmpeg returned an error, unless the block was left
-    by an exception or before the end of the output was read.
+    Raises FfmpegFailed at the end of the block when ffmpeg returned an error, or wrote nothing for `stall_s` though it
+    was waited for, unless the block was left by an exception or before the end of the output was read.
     """
     command = [ffmpeg_program(), "-hide_banner", "-nostdin", "-loglevel", level, *args]
     process = subprocess.Popen(
@@ -161,16 +163,21 @@ def ffmpeg_output(args: Sequence[str], *, what: str, level: str = "error") -> It
     assert process.stdout is not None
     assert process.stderr is not None
     log = _LogTail(process.stderr)
+    watched = None if stall_s is None else _WatchedPipe(process, stall_s)
     try:
-        yield process.stdout
+        yield watched or process.stdout  # type: ignore[misc]
         read_to_end = not process.stdout.read(1)
     except BaseException:
         process.kill()
         raise
     finally:
+        if watched is not None:
+            watched.end()
         process.stdout.close()
         code = process.wait()
         text = log.text()
+    if watched is not None and watched.struck:
+        raise FfmpegFailed(f"{what} gave no frame for {stall_s:g} s and was stopped", text, hung=True)
     if read_to_end and code != 0:
         raise _failure(what, code, text, None)
 
@@ -220,6 +227,36 @@ class _StallWatch:
             if time.monotonic() - self._since > self._limit_s:
                 self.struck = True
                 _kill(self._process, with_children=True)
+                return
+
+
+class _WatchedPipe:
+    """A program's output; the program is killed when a reader has waited for more of it for `limit_s`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], limit_s: float) -> None:
+        self.struck = False
+        self._process, self._limit_s = process, limit_s
+        self._waiting_since: float | None = None
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def read(self, size: int = -1) -> bytes:
+        assert self._process.stdout is not None
+        self._waiting_since = time.monotonic()
+        try:
+            return self._process.stdout.read(size)
+        finally:
+            self._waiting_since = None
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, self._limit_s / 4)):
+            since = self._waiting_since
+            if since is not None and time.monotonic() - since > self._limit_s:
+                self.struck = True
+                self._process.kill()
                 return
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from montage_assets.media.clip import Clip
 from montage_assets.media.errors import MediaError, UnusableClip
 from montage_assets.media.ffmpeg import ffmpeg_output, input_args
+from montage_assets.media.hardware_decode import HardwareDecoder, exact_format
 from montage_assets.media.shards import ClipRange
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 ALGORITHM = 3
 """Part of every score's key; raised whenever a change of this module changes a score."""
+
+DRIVER_HANGS_AFTER_S = 60.0
+"""A GPU that gives no frame for so long gives none any more."""
 
 LONG_SIDE = 256
 SCALE_FLAGS = "fast_bilinear"
@@ -108,14 +112,19 @@ Watcher = Callable[[int, "NDArray[np.uint8]"], None]
 
 
 def score_range(
-    path: Path, clip: Clip, part: ClipRange, on_frames: OnFrames | None = None, watch: Watcher | None = None
+    path: Path,
+    clip: Clip,
+    part: ClipRange,
+    on_frames: OnFrames | None = None,
+    watch: Watcher | None = None,
+    decoder: HardwareDecoder | None = None,
 ) -> FrameScores:
-    """Decode the frames of one range with the pinned ffmpeg and score them.
+    """Decode the frames of one range with the pinned ffmpeg, on the CPU or by `decoder`, and score them.
 
     `on_frames` is told the number of frames scored so far, about every 100 frames; `watch` sees every frame.
-    Raises UnusableClip when nothing of the clip can be decoded.
+    Raises UnusableClip when nothing of the clip can be decoded, FfmpegFailed when ffmpeg or a `decoder` fails.
     """
-    frames = analysis_frames(path, clip, part.after_pts, part.until_pts)
+    frames = analysis_frames(path, clip, part.after_pts, part.until_pts, decoder=decoder)
     return score_frames(frames, clip, part, on_frames, watch)
 
 
@@ -155,6 +164,7 @@ def analysis_frames(
     after_pts: int | None = None,
     until_pts: int | None = None,
     second_output: Sequence[str] = (),
+    decoder: HardwareDecoder | None = None,
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """(pts, BGR frame) of every frame from the one at `after_pts` (or the first) to `until_pts`.
 
@@ -165,18 +175,19 @@ def analysis_frames(
     early = 0
     while True:
         args = [
-            *decode_args(path, clip, after_pts, until_pts, early),
+            *decode_args(path, clip, after_pts, until_pts, early, decoder),
             *second_output,
-            *analysis_output_args(clip),
+            *analysis_output_args(clip, decoder),
         ]
-        landed = yield from _frames_of_range(args, clip, after_pts, until_pts, early)
+        stall_s = None if decoder is None else DRIVER_HANGS_AFTER_S
+        landed = yield from _frames_of_range(args, clip, after_pts, until_pts, early, stall_s)
         if landed is None or after_pts is None:
             return
         early = after_pts - landed
 
 
 def _frames_of_range(
-    args: Sequence[str], clip: Clip, after_pts: int | None, until_pts: int | None, early: int
+    args: Sequence[str], clip: Clip, after_pts: int | None, until_pts: int | None, early: int, stall_s: float | None
 ) -> Generator[tuple[int, NDArray[np.uint8]], None, int | None]:
     """Yields as `analysis_frames`. Returns where the seek landed, with nothing yielded, if that was too early.
 
@@ -184,7 +195,7 @@ def _frames_of_range(
     read from there, which would cut off the end of the range.
     """
     held: tuple[int, NDArray[np.uint8]] | None = None
-    with ffmpeg_output(args, what=f"decoding {clip.name}") as pipe:
+    with ffmpeg_output(args, what=f"decoding {clip.name}", stall_s=stall_s) as pipe:
         for pts, frame in read_frames(pipe, clip):
             if until_pts is not None and pts > until_pts:
                 continue  # a few at most; reading to the end lets a second output end in order
@@ -220,7 +231,12 @@ def read_frames(pipe: IO[bytes], clip: Clip) -> Iterator[tuple[int, NDArray[np.u
 
 
 def decode_args(
-    path: Path, clip: Clip, after_pts: int | None = None, until_pts: int | None = None, early: int = 0
+    path: Path,
+    clip: Clip,
+    after_pts: int | None = None,
+    until_pts: int | None = None,
+    early: int = 0,
+    decoder: HardwareDecoder | None = None,
 ) -> list[str]:
     """ffmpeg arguments that decode a clip's pictures, with true timestamps, from `after_pts` or before.
 
@@ -236,16 +252,23 @@ def decode_args(
     if until_pts is not None:
         end = (until_pts + early + 2) * clip.time_base + Fraction(4, 1_000_000)
         limits += ["-to", f"{float(end) - clip.container_start_s:.6f}"]
-    return ["-copyts", *input_args(path, "-an", "-sn", "-dn", *limits)]
+    hardware = decoder.input_flags if decoder else []
+    return ["-copyts", *input_args(path, *hardware, "-an", "-sn", "-dn", *limits)]
 
 
-def analysis_output_args(clip: Clip) -> list[str]:
+def as_decoded_here(clip: Clip, decoder: HardwareDecoder | None) -> list[str]:
+    """The filters that make of a decoder's frames what the CPU's would be; first in every chain."""
+    return [exact_format(clip)] if decoder else []
+
+
+def analysis_output_args(clip: Clip, decoder: HardwareDecoder | None = None) -> list[str]:
     """ffmpeg arguments that write the analysis frames to `pipe:1`, none dropped, none doubled."""
     width, height = analysis_size(clip)
+    chain = [*as_decoded_here(clip, decoder), f"scale={width}:{height}:flags={SCALE_FLAGS}", "format=bgr24"]
     return [
         # One filter thread: the result is small, and sharing it out costs more than scaling it.
         "-filter_threads", "1",
-        "-map", "0:V:0", "-vf", f"scale={width}:{height}:flags={SCALE_FLAGS},format=bgr24",
+        "-map", "0:V:0", "-vf", ",".join(chain),
         "-fps_mode", "passthrough", "-enc_time_base", "demux",
         "-c:v", "rawvideo", "-f", "nut", "-write_index", "0", "pipe:1",
     ]  # fmt: skip

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from montage_assets.media.clip import Clip
-from montage_assets.media.frame_scores import FrameScores, OnFrames, Watcher, analysis_frames, score_frames
+from montage_assets.media.frame_scores import (
+    FrameScores,
+    OnFrames,
+    Watcher,
+    analysis_frames,
+    as_decoded_here,
+    score_frames,
+)
+from montage_assets.media.hardware_decode import HardwareDecoder
 from montage_assets.media.shards import ClipRange
 
 if TYPE_CHECKING:
@@ -95,17 +103,19 @@ def make_proxy_part(
     out: Path,
     on_frames: OnFrames | None = None,
     watch: Watcher | None = None,
+    decoder: HardwareDecoder | None = None,
 ) -> FrameScores:
     """Write the proxy of one range and score its frames, in one decoding of the source.
 
     `out` is a NUT file, the one container that keeps any time base; `join_proxy` makes the proxy of the parts.
     Raises UnusableClip when nothing can be decoded, FfmpegFailed when encoding fails.
     """
-    frames = analysis_frames(path, clip, part.after_pts, part.until_pts, _proxy_output_args(clip, part, out))
+    proxy = _proxy_output_args(clip, part, out, decoder)
+    frames = analysis_frames(path, clip, part.after_pts, part.until_pts, proxy, decoder)
     return score_frames(frames, clip, part, on_frames, watch)
 
 
-def _proxy_output_args(clip: Clip, part: ClipRange, out: Path) -> list[str]:
+def _proxy_output_args(clip: Clip, part: ClipRange, out: Path, decoder: HardwareDecoder | None) -> list[str]:
     width, height = proxy_size(clip)
     start = "" if part.after_pts is None else f"start_pts={part.after_pts + 1}"
     end = "" if part.until_pts is None else f"end_pts={part.until_pts + 1}"
@@ -113,7 +123,8 @@ def _proxy_output_args(clip: Clip, part: ClipRange, out: Path) -> list[str]:
     # The trim's timestamps are in the clip's time base, which settb makes sure of.
     exact_range = [f"settb={clip.time_base}", f"trim={trim}"] if trim else []
     deinterlace = ["bwdif=mode=send_frame"] if clip.interlaced else []
-    chain = [*exact_range, *deinterlace, f"scale={width}:{height}:flags=bilinear", "format=yuv420p"]
+    first = [*as_decoded_here(clip, decoder), *exact_range, *deinterlace]
+    chain = [*first, f"scale={width}:{height}:flags=bilinear", "format=yuv420p"]
     return [
         "-map", "0:V:0", "-vf", ",".join(chain), "-fps_mode", "passthrough", "-enc_time_base", "demux",
         "-c:v", "libx264", "-preset", "veryfast", "-crf", "24", "-bf", "0", "-g", str(_GOP_FRAMES),

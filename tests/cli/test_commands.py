@@ -143,6 +143,7 @@ def test_overrides_reach_the_film(folder: Path, home: dict[str, str], tmp_path: 
         (("scenes", "gone.mp4"), "there is no video gone.mp4"),
         (("scenes", "text.mp4"), "text.mp4 is no video that can be opened"),
         (("scenes", "text.mp4", "--detector", "magic"), "there is no scene detector 'magic'; choose one of auto"),
+        (("decoders", "gone.mp4"), "there is no video gone.mp4"),
         (("beats", "text.mp4"), "text.mp4"),
         (("check", "gone.mp4"), "there is no film gone.mp4"),
         (("check", "text.mp4"), "its edit list text.json cannot be read"),
@@ -220,6 +221,15 @@ def test_scenes_prints_the_same_cuts_for_any_number_of_shards(tmp_path: Path) ->
     assert found["fps"] == 25
     assert found["frames"] == 210
     assert found["cuts_s"] == [cut / 25 for cut in cuts]
+
+
+def test_decoders_says_what_decodes_a_clip_and_why(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mp4", (20,))
+    said = montage("decoders", tmp_path / "clip.mp4", env={"MONTAGE_FORCE_CPU": "1"}).stdout
+    assert said.endswith("clip.mp4 is decoded by the CPU: there is no GPU that decodes video, or none is to be used\n")
+    found = json.loads(montage("decoders", tmp_path / "clip.mp4", "--json", env={"MONTAGE_FORCE_CPU": "1"}).stdout)
+    assert found["decoder"] is None
+    assert found["cpu"]["wall_s"] > 0
 
 
 def test_beats_prints_beats_and_curves(tmp_path: Path) -> None:
