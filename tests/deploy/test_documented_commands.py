@@ -5,6 +5,7 @@ A command that no test takes and that NOT_FOR_A_CLUSTER does not name fails the 
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -65,9 +66,10 @@ _taken: set[str] = set()
 
 def documented(start: str) -> str:
     """The one command of the documents that begins so, with what follows; a test takes it."""
-    (found,) = (command for command in COMMANDS if command.startswith(start))
-    _taken.add(found)
-    return found
+    found = [command for command in COMMANDS if command.startswith(start)]
+    assert len(found) == 1, f"the documents have {len(found)} commands that begin with {start!r}"
+    _taken.update(found)
+    return found[0]
 
 
 APPLY = documented("kubectl apply -k")
@@ -145,12 +147,24 @@ def empty(tmp_path: Path) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer) -> Iterator[Cluster]:
     """Deployed by the documented commands; a real Postgres stands for the StatefulSet's."""
-    with empty_cluster(tmp_path_factory.mktemp("cluster"), postgres.environment()) as cluster:
+    account = "documented"
+    here = {
+        "DAGSTER_PG_HOST": "127.0.0.1",
+        "DAGSTER_PG_PORT": str(postgres.port),
+        "DAGSTER_PG_USER": account,
+        "DAGSTER_PG_DB": account,
+    }
+    with empty_cluster(tmp_path_factory.mktemp("cluster"), here) as cluster:
         cluster.run(APPLY)
         _reach_kubernetes_from_outside(cluster.emulator)
         cluster.run(MAKE_SECRET)
+        secret = cluster.emulator.get("secrets", NAMESPACE, "montage-postgres")["data"]["postgresql-password"]
+        postgres.query(f"CREATE ROLE {account} LOGIN PASSWORD '{base64.b64decode(secret).decode()}'")
+        postgres.query(f"CREATE DATABASE {account} OWNER {account}")
         cluster.run(ROLLED_OUT)
         yield cluster
+    postgres.query(f"DROP DATABASE {account} WITH (FORCE)")
+    postgres.query(f"DROP ROLE {account}")
 
 
 def _reach_kubernetes_from_outside(emulator: KubernetesEmulator) -> None:

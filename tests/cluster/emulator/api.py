@@ -272,6 +272,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _allowed(self, target: _Target, verb: str) -> None:
         self.emulator.authorise(f"{target.resource}/{target.part}" if target.part else target.resource, verb)
+        if "dryRun" in self._query and verb != "create":
+            raise ApiError(400, f"the emulator cannot try out what {verb} would do")
 
     def _chosen(self, resource: str) -> Callable[[Object], bool]:
         by_label = label_query(self._query.get("labelSelector", ""))

@@ -64,6 +64,8 @@ def _status(deployment: Object, replicas: Sequence[Replica], current: Sequence[R
     ready = sum(replica.is_ready for replica in replicas)
     is_done = len(replicas) == wanted and sum(replica.is_ready for replica in current) == wanted
     progress = "NewReplicaSetAvailable" if is_done else "ReplicaSetUpdated"
+    has_all = ready >= wanted
+    availability = "MinimumReplicasAvailable" if has_all else "MinimumReplicasUnavailable"
     counts = {
         "replicas": len(replicas),
         "updatedReplicas": len(current),
@@ -75,7 +77,7 @@ def _status(deployment: Object, replicas: Sequence[Replica], current: Sequence[R
         "observedGeneration": deployment["metadata"]["generation"],
         **{name: count for name, count in counts.items() if count},
         "conditions": [
-            {"type": "Available", "status": str(ready >= wanted), "reason": "MinimumReplicasAvailable"},
+            {"type": "Available", "status": str(has_all), "reason": availability},
             {"type": "Progressing", "status": "True", "reason": progress},
         ],
     }

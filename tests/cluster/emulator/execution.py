@@ -30,9 +30,13 @@ def run_command(client: WebSocket, process: subprocess.Popen[bytes]) -> None:
 
 def end_command(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to a command that still runs, and to what it started."""
-    if process.poll() is None:
+    if process.poll() is not None:
+        return
+    try:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    except ProcessLookupError:  # it has ended just now
+        return
+    process.wait()
 
 
 def _report(client: WebSocket, process: subprocess.Popen[bytes]) -> None:

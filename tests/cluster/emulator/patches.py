@@ -102,16 +102,13 @@ def _merge_key(name: str, entries: Sequence[Any]) -> str | None:
 
 
 def _ordered(name: str, entries: Sequence[Any], order: Sequence[Any]) -> list[Any]:
-    """The entries in the given order; those that it does not name keep their place behind their predecessor."""
+    """The entries in the given order; those that it does not name stay behind their predecessor."""
     key = _merge_key(name, entries)
-
-    def identity(entry: Any) -> Any:
-        return entry[key] if key else entry
-
-    wanted = [entry[key] if isinstance(entry, dict) and key else entry for entry in order]
+    identities = [entry[key] if key else entry for entry in entries]
+    wanted = [entry[key] if key else entry for entry in order]
     ranks: list[tuple[int, int]] = []
     rank = -1
-    for number, entry in enumerate(entries):
-        rank = wanted.index(identity(entry)) if identity(entry) in wanted else rank
+    for number, identity in enumerate(identities):
+        rank = wanted.index(identity) if identity in wanted else rank
         ranks.append((rank, number))
     return [entries[number] for _, number in sorted(ranks)]
