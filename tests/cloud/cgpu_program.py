@@ -62,7 +62,6 @@ MODES = (
     "hangs",
     "crashes",
     "floods",
-    "echoes",
     "theft",
 )
 
