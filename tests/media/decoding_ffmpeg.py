@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from montage_assets.media import ffmpeg
-from tests.media.stand_in_ffmpeg import forget_ffmpeg
+from tests.media.stand_in_ffmpeg import used_instead
 
 BEHAVIOURS = {
     "exact": "gives the CPU's frames",
@@ -86,11 +86,6 @@ def decoding_stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, does: str) 
     """Let the package use a stand-in for as long as the block lasts."""
     monkeypatch.delenv("MONTAGE_FFMPEG", raising=False)
     folder.mkdir(parents=True, exist_ok=True)
-    program = DecodingStandIn(folder, does)
-    monkeypatch.setenv("MONTAGE_FFMPEG", str(program.program))
-    forget_ffmpeg()
-    try:
-        yield program
-    finally:
-        monkeypatch.delenv("MONTAGE_FFMPEG")
-        forget_ffmpeg()
+    made = DecodingStandIn(folder, does)
+    with used_instead(made.program, monkeypatch):
+        yield made

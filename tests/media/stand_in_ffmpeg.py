@@ -146,11 +146,18 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, behaviours: Mapping[
     """Let the package use a stand-in for as long as the block lasts."""
     monkeypatch.delenv("MONTAGE_FFMPEG", raising=False)
     folder.mkdir(parents=True, exist_ok=True)
-    program = StandIn(folder, behaviours)
-    monkeypatch.setenv("MONTAGE_FFMPEG", str(program.program))
+    made = StandIn(folder, behaviours)
+    with used_instead(made.program, monkeypatch):
+        yield made
+
+
+@contextmanager
+def used_instead(program: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the package use another ffmpeg for as long as the block lasts."""
+    monkeypatch.setenv("MONTAGE_FFMPEG", str(program))
     forget_ffmpeg()
     try:
-        yield program
+        yield
     finally:
         monkeypatch.delenv("MONTAGE_FFMPEG")
         forget_ffmpeg()
