@@ -21,16 +21,20 @@ from pathlib import Path
 
 import dagster as dg
 
+from montage_assets.assets.proxies import Proxies
 from montage_assets.assets.scene_shards import Scenes
 from montage_assets.data_root import DataRoot
 from montage_assets.io import read_record
 from tests.assets.small_montage import write_montage
 from tests.cluster.clusters import plan
 from tests.cluster.deployment import Deployment, deployed
+from tests.media.synth_footage import write_clip
 from tests.media.synth_video import frames_in
 
 ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 LONGEST_RUN_S = 900
+COSTLY = "costly.mp4"
+"""Costly enough to decode that it gets a proxy."""
 
 
 def main() -> None:
@@ -42,6 +46,7 @@ def main() -> None:
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="pod-kills-") as folder:
         footage = write_montage(Path(folder) / "footage")
+        write_clip(footage / COSTLY, (60, 50), seed=5, filters="scale=2560:1440:flags=neighbor")
         reference = _disturbed_run(Path(folder) / "reference", footage, None)[1]
         for number in range(options.runs):
             outcome, film = _disturbed_run(Path(folder) / str(number), footage, random.Random(options.seed + number))
@@ -146,11 +151,13 @@ def _disturb(deployment: Deployment, run_id: str, chance: random.Random) -> list
 
 
 def _refuse_missing_or_double_shards(deployment: Deployment) -> None:
-    scenes = read_record(DataRoot(str(deployment.data)), "work/montages/small/scene_shards.json", Scenes)
-    parts = [(part.clip, part.part) for report in scenes.reports for part in report.ranges]
+    root = DataRoot(str(deployment.data))
+    scenes = read_record(root, "work/montages/small/scene_shards.json", Scenes)
+    proxies = read_record(root, "work/montages/small/proxies.json", Proxies)
+    parts = [(part.clip, part.part) for report in [*proxies.reports, *scenes.reports] for part in report.ranges]
     if len(parts) != len(set(parts)):
         raise AssertionError(f"a shard is in the result twice: {parts}")
-    if {clip.name for clip in scenes.clips} != {"closed.mp4", "open.mkv", "web.webm", "sub clip.mpg"}:
+    if {clip.name for clip in scenes.clips} != {COSTLY, "closed.mp4", "open.mkv", "web.webm", "sub clip.mpg"}:
         raise AssertionError(f"clips are missing: {[clip.name for clip in scenes.clips]}")
 
 
