@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from montage_assets.media.clip import Clip
 from montage_assets.media.encoder_devices import Host
-from montage_assets.media.errors import FfmpegFailed, UnusableClip
+from montage_assets.media.errors import ClipChanged, FfmpegFailed, UnusableClip
 from montage_assets.media.hardware_decode import LONG, DecoderChoice, HardwareDecoder, decoders_here
 from montage_assets.media.proxies import decode_ms_per_frame
 from montage_assets.settings import Settings
@@ -37,6 +37,8 @@ def decoded(
         return work(None), ON_THE_CPU
     try:
         return work(decoder), decoder.name
+    except ClipChanged:
+        raise
     except (FfmpegFailed, UnusableClip) as error:
         _failed.add(decoder)
         return work(None), f"{ON_THE_CPU}, since {decoder.name} failed: {error}"

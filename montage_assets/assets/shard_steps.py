@@ -26,7 +26,7 @@ from montage_assets.media import frame_scores, proxies, small_frames
 from montage_assets.media.clip import Clip, LeftOut
 from montage_assets.media.errors import FfmpegFailed, UnusableClip
 from montage_assets.media.ffmpeg import ffmpeg_version
-from montage_assets.media.fingerprint import clip_key, result_key
+from montage_assets.media.fingerprint import clip_key, refuse_changed, result_key
 from montage_assets.media.frame_scores import FrameScores
 from montage_assets.media.hardware_decode import HardwareDecoder
 from montage_assets.media.keyframes import keyframe_finder
@@ -366,8 +366,10 @@ def _score(
     if task.with_proxy:
         with root.writing(range_proxy_key(task.clip, task.part)) as out:
             scores = proxies.make_proxy_part(path, task.clip, task.part, out, counter, watch, decoder)
+            refuse_changed(path, task.clip)
     else:
         scores = frame_scores.score_range(path, task.clip, task.part, counter, watch, decoder)
+        refuse_changed(path, task.clip)
     if recorder is not None:
         pictures = small_frames.dump_small_frames(recorder.recorded())
         root.write_bytes(range_small_frames_key(task.clip, task.part), pictures)

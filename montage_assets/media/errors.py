@@ -12,6 +12,10 @@ class UnusableClip(MediaError):  # noqa: N818 -- it names the clip's state, and 
     """A clip that is left out of the montage; the message is the reason shown to the user."""
 
 
+class ClipChanged(UnusableClip):
+    """A clip that is another one than when the run began: what was made of it would be kept under the wrong name."""
+
+
 class FfmpegFailed(MediaError):  # noqa: N818
     """An ffmpeg process ended with an error; the message holds its last line, `log` all of them.
 

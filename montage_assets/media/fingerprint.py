@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import IO
 
 from montage_assets.media.clip import Clip
+from montage_assets.media.errors import ClipChanged
 
 WHOLE_FILE_BYTES = 64 << 20
 _SAMPLES = 64
@@ -38,6 +40,14 @@ def fingerprint_of(stream: IO[bytes], size_bytes: int) -> str:
         stream.seek(last_start * sample // (_SAMPLES - 1))
         digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def refuse_changed(path: Path, clip: Clip) -> None:
+    """Raises ClipChanged unless a file still has the content that its clip was probed for."""
+    with path.open("rb") as stream:
+        now = fingerprint_of(stream, path.stat().st_size)
+    if now != clip.fingerprint:
+        raise ClipChanged("changed while the montage was made; run again once it is whole")
 
 
 def quick_fingerprint_of(stream: IO[bytes], size_bytes: int) -> str:

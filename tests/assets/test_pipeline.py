@@ -19,7 +19,10 @@ from montage_assets.assets import shard_steps
 from montage_assets.checks import CHECKS
 from montage_assets.data_root import DataRoot
 from montage_assets.definitions import build_definitions, defs
+from montage_assets.media import frame_scores
+from montage_assets.media.clip import Clip
 from montage_assets.media.film_check import ADVISORY
+from montage_assets.media.frame_scores import FrameScores
 from tests.assets.small_montage import failure_of, run_job, write_montage
 from tests.media.synth_footage import write_clip, write_song
 
@@ -282,6 +285,30 @@ def test_a_whole_run_works_on_s3(
 
 def test_definitions_can_be_overridden_for_tests() -> None:
     assert not build_definitions(sensors=[]).sensors
+
+
+def test_a_clip_that_is_replaced_during_a_run_is_left_out_and_used_by_the_next(
+    data: Path, footage_folder: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = put_in(data, footage_folder)
+    score_range = frame_scores.score_range
+
+    def score_while_it_is_replaced(path: Path, clip: Clip, *arguments: Any) -> FrameScores:
+        scores = score_range(path, clip, *arguments)
+        if clip.name == "closed.mp4":
+            write_clip(source / "closed.mp4", (75, 65), seed=9)
+        return scores
+
+    with monkeypatch.context() as patched:
+        patched.setattr(frame_scores, "score_range", score_while_it_is_replaced)
+        assert run_job("holiday", instance).success
+    (left_out,) = edit_of(data)["left_out"]  # type: ignore[misc]
+    assert left_out["clip"] == "closed.mp4"
+    assert left_out["reason"] == "changed while the montage was made; run again once it is whole"
+    assert run_job("holiday", instance).success
+    assert edit_of(data)["left_out"] == []
+    record = json.loads((data / "work" / "montages" / "holiday" / "scene_shards.json").read_bytes())
+    assert next(clip["cuts"] for clip in record["scenes"] if clip["clip"] == "closed.mp4") == [75]
 
 
 def test_a_trimmed_clip_shows_the_frames_that_were_chosen(

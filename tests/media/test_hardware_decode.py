@@ -17,6 +17,7 @@ from montage_assets.layout import clip_source
 from montage_assets.media import frame_scores, hardware_decode
 from montage_assets.media.clip import Clip
 from montage_assets.media.encoder_devices import Host
+from montage_assets.media.fingerprint import fingerprint_of
 from montage_assets.media.frame_scores import FrameScores, load_scores, merge_scores, score_range
 from montage_assets.media.hardware_decode import (
     NO_GPU,
@@ -230,7 +231,8 @@ def shard_of(tmp_path: Path, video: Path, count: int = 1) -> tuple[DataRoot, Sha
         name = f"{number}.mp4"
         root.write_bytes(clip_source("input/m", name), video.read_bytes() + bytes(number))
         path = root.local_file(clip_source("input/m", name))
-        clip = ingest_clip(path, name, f"fingerprint{number}").clip
+        with path.open("rb") as stream:
+            clip = ingest_clip(path, name, fingerprint_of(stream, path.stat().st_size)).clip
         tasks.append(RangeTask(clip, whole_range(clip), with_proxy=True))
     return root, ShardTask("input/m", 0, 1, tasks)
 
