@@ -151,7 +151,7 @@ def _same_in_shards(path: Path, clip: Clip, detector: NeuralName) -> bool:
     for shards in SHARDS[1:]:
         scores, small = _analysed(path, clip, shards)
         same_windows = windows_for(detector, scores) == windows_for(detector, one[0])
-        if not same_windows or not np.array_equal(small.pictures, one[1].pictures):
+        if not same_windows or not np.array_equal(small.pictures.all(), one[1].pictures.all()):
             return _decided(clip, scores, small, detector).cuts == _decided(clip, *one, detector).cuts
     return True
 

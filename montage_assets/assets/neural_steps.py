@@ -24,6 +24,7 @@ from montage_assets.media.fingerprint import result_key
 from montage_assets.media.frame_scores import FrameScores
 from montage_assets.media.neural_scenes import NeuralName
 from montage_assets.media.scenes import SceneList
+from montage_assets.media.small_frames import PackedPictures
 from montage_assets.media.transnet import Compute, Window
 from montage_assets.settings import Settings
 
@@ -90,9 +91,9 @@ def do_looks(root: DataRoot, shard: LookShard, compute: Compute, log: Any) -> Lo
     began, cpu_before = time.monotonic(), time.process_time()
     devices: list[str] = []
     notes: list[str] = []
-    clip, pictures = "", np.zeros((0, 27, 48, 3), np.uint8)
+    clip, pictures = "", PackedPictures([], [])
     for task in sorted(shard.tasks, key=lambda task: task.clip.name):
-        if task.clip.name != clip:  # parts of a clip share its pictures; those of an hour take 400 MB
+        if task.clip.name != clip:  # parts of a clip share its pictures
             clip, pictures = task.clip.name, pictures_of(root, task)
         looks = transnet.look(pictures, task.windows, compute)
         devices += [looks.device] if looks.device not in devices else []
@@ -108,8 +109,8 @@ def do_looks(root: DataRoot, shard: LookShard, compute: Compute, log: Any) -> Lo
     return LookReport(shard.index, windows, frames, ", ".join(devices), round(seconds, 3), round(cpu_seconds, 3), notes)
 
 
-def pictures_of(root: DataRoot, task: LookTask) -> NDArray[np.uint8]:
-    """The small pictures of the task's clip, (frames, 27, 48, 3)."""
+def pictures_of(root: DataRoot, task: LookTask) -> PackedPictures:
+    """The small pictures of the task's clip."""
     return small_frames.load_small_frames(root.read_bytes(shard_steps.small_frames_key(task.clip))).pictures
 
 

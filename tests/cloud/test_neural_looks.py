@@ -19,7 +19,7 @@ from montage_assets.cloud.neural_looks import CGPUNeuralLooks, only_what_is_show
 from montage_assets.cloud.offload import Offload
 from montage_assets.data_root import DataRoot
 from montage_assets.media.ingest import ingest_clip
-from montage_assets.media.small_frames import SmallFrames, dump_small_frames
+from montage_assets.media.small_frames import SmallFrames, dump_small_frames, packed
 from montage_assets.media.transnet import Compute, Window, look, windows_of_all
 from montage_assets.settings import Settings
 from tests.cloud import cgpu_program
@@ -109,7 +109,7 @@ def shard_of(root: DataRoot, folder: Path) -> LookShard:
     for number, brightness in enumerate((51, 204)):
         clip = replace(known, name=f"{number}.mp4", fingerprint=str(number))
         frames = np.full((240, 27, 48, 3), brightness, np.uint8)
-        small = SmallFrames(np.arange(240, dtype=np.int64), frames)
+        small = SmallFrames(np.arange(240, dtype=np.int64), packed(frames))
         root.write_bytes(shard_steps.small_frames_key(clip), dump_small_frames(small))
         tasks.append(LookTask(clip, WINDOWS[number : number + 2], f"work/answers/{number}.npy"))
     return LookShard(0, 1, "transnetv2", tasks)
