@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from montage_assets.data_root import StoredFile, is_utf8
 from montage_assets.media.errors import MediaError
 from montage_assets.media.fingerprint import result_key
+from montage_assets.media.grading import SUFFIX as LUT_SUFFIX
 from montage_assets.media.ingest import media_kind
 from montage_assets.spec import SPEC_FILE
 
@@ -138,7 +139,11 @@ def load_memory(cursor: str | None) -> Memory:
 
 def _relevant(files: Sequence[StoredFile]) -> list[StoredFile]:
     """The files that can change the film."""
-    return [file for file in files if file.name == SPEC_FILE or media_kind(file.name) != "other"]
+    return [file for file in files if _can_change_the_film(file.name)]
+
+
+def _can_change_the_film(name: str) -> bool:
+    return name == SPEC_FILE or name.lower().endswith(LUT_SUFFIX) or media_kind(name) != "other"
 
 
 def _what_is_missing(files: Sequence[StoredFile]) -> str | None:

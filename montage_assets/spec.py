@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from montage_assets.media.encoder_table import ENCODERS
 from montage_assets.media.errors import MediaError
+from montage_assets.media.grading import LOOKS, refuse_unknown
 
 SPEC_FILE = "montage.yaml"
 _MOST_SHOWN = 80
@@ -37,6 +38,11 @@ def _seconds(value: Any) -> Any:
 def _switch(value: Any) -> Any:
     """YAML reads `on` and `off` as true and false."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def _grade(value: Any) -> Any:
+    """YAML reads `off` as false; `grade: off` takes back what montage.yaml says."""
+    return None if value is False or value in ("off", "none") else value
 
 
 def _resolution(value: Any) -> Any:
@@ -111,6 +117,15 @@ class MontageSpec(BaseModel):
         "off",
         description="Enlarge shots whose source is smaller than the film by a neural network: on, off, or (auto) only "
         "where a GPU, here or in the cloud, does it. Needs the extra `upscale`; slow on a CPU.",
+    )
+    grade: Annotated[Annotated[str, Field(min_length=1, max_length=1000)] | None, BeforeValidator(_grade)] = Field(
+        None,
+        description=f"Colours: a look ({', '.join(LOOKS)}), or a .cube file (3D LUT) in the montage folder.",
+    )
+    stabilize: Annotated[Literal["off", "on"], BeforeValidator(_switch)] = Field(
+        "off",
+        description="Smooth shots that shake. They are enlarged by up to 10 % so that no border shows; shots that are "
+        "steady or very short stay as they are.",
     )
     original_audio: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="Level of the clips' own sound under the music, 0 to 1."
@@ -269,6 +284,8 @@ def _plausible(spec: MontageSpec, where: str) -> MontageSpec:
         raise MediaError(f"{where}: fps: {spec.fps} is not between 1 and 240")
     if spec.detector in ("transnetv2", "hybrid") and spec.threshold is not None and spec.threshold >= 1:
         raise MediaError(f"{where}: threshold: {spec.threshold:g} is no probability; {spec.detector} wants one below 1")
+    if spec.grade is not None:
+        refuse_unknown(spec.grade, where)
     if spec.min_shot and spec.max_shot and spec.min_shot > spec.max_shot:
         raise MediaError(f"{where}: min_shot: {spec.min_shot:g} s is longer than max_shot, {spec.max_shot:g} s")
     return spec

@@ -52,8 +52,9 @@ def encode(
     def do(session: Session) -> RenderedSegment:
         with tempfile.TemporaryDirectory(prefix="montage-cloud-") as place:
             pictures = Path(place) / "pictures.ts"
-            render.render_segment(shots, replace(fmt, codec="h264"), pictures, encoders=[near_lossless()])
-            return _encoded(session, pictures, fmt, out, frames)
+            # Framing, colours and smoothing are done here: only coding is left for the cloud.
+            made = render.render_segment(shots, replace(fmt, codec="h264"), pictures, encoders=[near_lossless()])
+            return replace(_encoded(session, pictures, fmt, out, frames), stabilised=made.stabilised)
 
     return offload.attempt(work, do)
 

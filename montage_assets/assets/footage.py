@@ -1,5 +1,6 @@
 """footage: look into every file of a montage's folder once; refuse what is broken and say why."""
 
+import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from montage_assets.data_root import DataRoot, StoredFile
 from montage_assets.failures import plain_failures
 from montage_assets.io import dump_record, read_record
 from montage_assets.media import edit_list as edit_lists
+from montage_assets.media import grading
 from montage_assets.media.clip import Clip, LeftOut
 from montage_assets.media.errors import MediaError, UnusableClip
 from montage_assets.media.ffmpeg import ffmpeg_version
@@ -61,6 +63,14 @@ class KnownFile:
 
 
 @dataclass(frozen=True)
+class Grade:
+    """How the film is graded: `name` as the user gave it, `lut` the data-root key of the LUT, named by its content."""
+
+    name: str
+    lut: str
+
+
+@dataclass(frozen=True)
 class Footage:
     """All that goes into one montage."""
 
@@ -72,6 +82,7 @@ class Footage:
     left_out: list[LeftOut]
     music: MusicFile
     files: list[KnownFile]
+    grade: Grade | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +144,7 @@ def survey(root: DataRoot, montage: str, config: FootageConfig, log: Any) -> Foo
     files = _files(root, folder, montage)
     spec = _spec(root, folder, files, config)
     music_source = _music_source(root, folder, files, spec, config)
+    grade = _grade(root, folder, files, spec)
     known = {file.name: file for file in before.files} if before else {}
     clips: list[Clip] = []
     left_out: list[LeftOut] = []
@@ -166,6 +178,7 @@ def survey(root: DataRoot, montage: str, config: FootageConfig, log: Any) -> Foo
         left_out=left_out,
         music=MusicFile(music_source, music_entry.fingerprint),
         files=[*seen.values(), music_entry],
+        grade=grade,
     )
 
 
@@ -278,6 +291,34 @@ def _music_source(
     return clip_source(folder, songs[0])
 
 
+def _grade(root: DataRoot, folder: str, files: Sequence[StoredFile], spec: MontageSpec) -> Grade | None:
+    """The LUT that the spec names, checked and kept by its content, so that every node finds the same."""
+    if spec.grade is None:
+        return None
+    if spec.grade in grading.LOOKS:
+        lut = grading.look_lut(spec.grade)
+    else:
+        lut = grading.parse_cube(_cube_file(root, folder, files, spec.grade), _on_one_line(spec.grade))
+    text = grading.cube_text(lut)
+    kept_at = layout.result("luts", fingerprint_of(io.BytesIO(text), len(text)), grading.SUFFIX)
+    if not root.exists(kept_at):
+        root.write_bytes(kept_at, text)
+    return Grade(_on_one_line(spec.grade), kept_at)
+
+
+def _cube_file(root: DataRoot, folder: str, files: Sequence[StoredFile], name: str) -> bytes:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise MediaError(f"grade: {name!r} lies outside the montage's folder; copy the LUT into it")
+    if not any(file.name == name for file in files):
+        raise MediaError(f"the LUT {name!r} that grade names is not in {root.where(folder)}; copy it there")
+    with root.open(clip_source(folder, name)) as stream:
+        return stream.read(grading.MOST_BYTES + 1)
+
+
+def _on_one_line(name: str) -> str:
+    return name if name.isprintable() else repr(name)
+
+
 def _known_file(root: DataRoot, source: str, file: StoredFile, known: dict[str, KnownFile]) -> KnownFile:
     entry = known.get(file.name)
     if entry is not None and entry.version == file.version:
@@ -368,6 +409,7 @@ def _metadata(root: DataRoot, found: Footage) -> dict[str, dg.MetadataValue]:
         "size (MB)": dg.MetadataValue.float(round(sum(clip.size_bytes for clip in found.clips) / 1e6, 1)),
         "music": dg.MetadataValue.path(root.where(found.music.source)),
         "detector": dg.MetadataValue.text(found.spec.detector),
+        **({"grade": dg.MetadataValue.text(found.grade.name)} if found.grade else {}),
         "thumbnails": picture(sheet, "one picture of each clip"),
         "clip table": table([{"clip": clip.name, "what it is": _in_words(clip)} for clip in found.clips]),
         "left out table": table([{"clip": entry.clip, "reason": entry.reason} for entry in found.left_out]),

@@ -33,7 +33,7 @@ from montage_assets.cluster.workers import encoding_workers
 from montage_assets.data_root import DataRoot
 from montage_assets.failures import plain_failures
 from montage_assets.io import dump_record, read_record
-from montage_assets.media import render
+from montage_assets.media import grading, render, stabilisation
 from montage_assets.media.clip import Clip
 from montage_assets.media.edit_list import EditList, Shot
 from montage_assets.media.encoder_router import Need, Wish, encoder_asked, wish_of, with_plan
@@ -78,6 +78,8 @@ class SegmentTask:
     """The encoder that the user asked for where the run was planned; None leaves it to the worker."""
     film_s: float = 0.0
     """Length of the whole film in seconds."""
+    lut: str | None = None
+    """Data-root key of the LUT that its colours go through."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +91,19 @@ class SegmentBatch:
 
 @dataclass(frozen=True)
 class SegmentPlan:
-    """All segments of the film in order, encoded or not. `upscaling`: what was made larger where, and what was not."""
+    """All segments of the film in order, encoded or not. `upscaling`: what was made larger where, and what was not.
+    `grade`: the look or LUT that the user named."""
 
     segments: list[SegmentTask]
     upscaling: list[str] = field(default_factory=list)
+    grade: str | None = None
 
 
 @dataclass(frozen=True)
 class SegmentReport:
     """One finished segment. `fallback`: which encoders failed before the one that made it, and why. `node`: where it
-    was encoded, empty for the cloud."""
+    was encoded, empty for the cloud. `stabilised`: how much each shot shook that was smoothed, as a share of its
+    picture's height."""
 
     index: int
     key: str
@@ -110,6 +115,7 @@ class SegmentReport:
     cpu_seconds: float
     fallback: str = ""
     node: str = ""
+    stabilised: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -209,6 +215,8 @@ def collect_segments(context: dg.OpExecutionContext, plan: SegmentPlan, encoded:
             "size (MB)": round(sum(report.size_bytes for report in reports) / 1e6, 2),
             "encoders": ", ".join(sorted({report.encoder for report in reports})),
             **({"upscaled shots": "; ".join(plan.upscaling)} if plan.upscaling else {}),
+            **({"grade": plan.grade} if plan.grade else {}),
+            **_stabilised(plan, reports),
             "segments that fell back to another encoder": sum(1 for report in reports if report.fallback),
             "segment table": _table(reports),
         }
@@ -232,7 +240,9 @@ def rendered_segments(footage: Footage, proxies: Proxies, clip_selections: Selec
 
 def output_format(edit: EditList, spec: MontageSpec) -> OutputFormat:
     """What every segment of this film is."""
-    return OutputFormat(edit.width, edit.height, edit.fps, spec.codec, spec.quality, spec.framing)
+    return OutputFormat(
+        edit.width, edit.height, edit.fps, spec.codec, spec.quality, spec.framing, stabilize=spec.stabilize == "on"
+    )
 
 
 def encoder_wish(settings: Settings) -> Wish:
@@ -268,6 +278,7 @@ def segment_plan(
     edit = selection.edit
     fmt = output_format(edit, footage.spec)
     encoder = encoder_asked(wish, fmt.codec)
+    lut = footage.grade.lut if footage.grade else None
     clips = by_name(selection.clips)
     small = {proxy.name: proxy for proxy in proxies.proxies} if footage.spec.quality == "preview" else {}
     sources = []
@@ -284,9 +295,9 @@ def segment_plan(
     tasks = []
     for index, group in enumerate(groups):
         shots = [sources[position] for position in group]
-        key = _segment_key(shots, fmt, encoder)
-        tasks.append(SegmentTask(index, len(groups), key, shots, fmt, encoder, float(edit.frames / edit.fps)))
-    return SegmentPlan(tasks)
+        key = _segment_key(shots, fmt, encoder, lut)
+        tasks.append(SegmentTask(index, len(groups), key, shots, fmt, encoder, float(edit.frames / edit.fps), lut))
+    return SegmentPlan(tasks, grade=footage.grade.name if footage.grade else None)
 
 
 def _frames(task: SegmentTask) -> int:
@@ -303,14 +314,18 @@ def _render_shot(source: ShotSource, path: str) -> RenderShot:
     return RenderShot(Path(path), source.clip, source.in_time_s, source.frames)
 
 
-def _segment_key(shots: Sequence[ShotSource], fmt: OutputFormat, encoder: str | None) -> str:
+def _segment_key(shots: Sequence[ShotSource], fmt: OutputFormat, encoder: str | None, lut: str | None) -> str:
     """Names codec and level by what the software encoder is told, and the encoder only if one was asked for.
 
     So segments are found again whichever machine encodes, and a run that asked for the CPU takes none that
-    hardware made.
+    hardware made. Grade and smoothing count only where the user asked for them.
     """
     software = on_cpu(fmt.codec)
-    asked = {} if encoder is None else {"encoder": encoder}
+    asked: dict[str, object] = {} if encoder is None else {"encoder": encoder}
+    if lut is not None:
+        asked["grade"] = [lut, grading.ALGORITHM]
+    if fmt.stabilize:
+        asked["stabilize"] = stabilisation.ALGORITHM
     key = result_key(
         shots=[[shot.made_of, str(shot.in_time_s), shot.frames] for shot in shots],
         format=[fmt.width, fmt.height, str(fmt.fps), fmt.framing],
@@ -335,6 +350,7 @@ def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -
     title = f"segment {task.index + 1} of {task.count}"
     counter = FrameCounter(context.log.info, title, _frames(task))
     shots = [_render_shot(shot, str(root.local_file(shot.source))) for shot in task.shots]
+    fmt = replace(task.format, lut=root.local_file(task.lut)) if task.lut else task.format
 
     def on_progress(progress: Progress) -> None:
         counter(progress.frames)
@@ -352,10 +368,10 @@ def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -
     offload = Offload(settings, root, context.run_id, context.log)
     with root.writing(task.key) as path:
         # An encoder that was asked for is not replaced by the cloud's.
-        in_cloud = None if task.encoder else cloud_segments.encode(offload, shots, task.format, path, task.film_s)
+        in_cloud = None if task.encoder else cloud_segments.encode(offload, shots, fmt, path, task.film_s)
         done = (in_cloud.value if in_cloud else None) or render.render_segment(
             shots,
-            task.format,
+            fmt,
             path,
             encoders=routing.encoders,
             name=title,
@@ -374,6 +390,7 @@ def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -
         cpu_seconds=round(done.cpu_s, 3),
         fallback="; ".join(filter(None, [*fallbacks, done.fallback])),
         node="" if in_cloud and in_cloud.value else settings.node,
+        stabilised=[round(shake, 6) for shake in done.stabilised],
     )
     # Written after the segment itself: its presence says that the segment is whole.
     root.write_bytes(_report_key(task), dump_record(report))
@@ -384,6 +401,19 @@ def encoding_measured(segments: Sequence[SegmentReport], fmt: OutputFormat) -> l
     """What finished segments tell about how fast their nodes encode, in pixels."""
     pixels = fmt.width * fmt.height
     return [Measurement(done.node, done.frames * pixels, done.seconds) for done in segments if done.node]
+
+
+def _stabilised(plan: SegmentPlan, reports: Sequence[SegmentReport]) -> dict[str, str | float]:
+    """How many shots were smoothed, and how much they shook."""
+    if not any(task.format.stabilize for task in plan.segments):
+        return {}
+    shakes = [shake for report in reports for shake in report.stabilised]
+    told: dict[str, str | float] = {
+        "stabilised shots": f"{len(shakes)} of {sum(len(task.shots) for task in plan.segments)}"
+    }
+    if shakes:
+        told["shake before (% of the height)"] = round(100 * sum(shakes) / len(shakes), 3)
+    return told
 
 
 def _table(reports: Sequence[SegmentReport]) -> dg.TableMetadataValue:

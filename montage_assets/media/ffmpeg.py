@@ -77,6 +77,12 @@ def input_path(path: str | os.PathLike[str]) -> str:
     return f"file:{os.fspath(path)}"
 
 
+def filter_value(path: str | os.PathLike[str]) -> str:
+    """`path` as the value of a filter's option in a graph: escaped for the option, then for the graph."""
+    of_option = re.sub(r"([\\':])", r"\\\1", os.fspath(path))
+    return re.sub(r"([\\'\[\],;])", r"\\\1", of_option)
+
+
 def input_args(path: str | os.PathLike[str], *before: str) -> list[str]:
     """Arguments that open one source: the guards against hostile media, options for it, then the file."""
     guards = ["-protocol_whitelist", INPUT_PROTOCOLS, "-format_whitelist", READABLE_FORMATS]

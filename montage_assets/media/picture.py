@@ -86,18 +86,18 @@ def layout(clip: Clip, width: int, height: int, framing: Framing) -> Layout:
     return Layout("fill" if scaled == (width, height) else framing, *scaled)
 
 
-def picture_chain(clip: Clip, width: int, height: int, framing: Framing, label: str) -> str:
+def picture_chain(clip: Clip, width: int, height: int, framing: Framing, label: str, steady: str = "") -> str:
     """The filters from the clip's upright decoded frames to the film's frames, without in- and output pads.
 
     The result has `width` x `height` square pixels, 8-bit 4:2:0, BT.709, TV range, and is so tagged.
-    `label` makes the chain's inner pad names unique in a graph of many chains.
+    `label` makes the chain's inner pad names unique in a graph of many chains. `steady` is a filter for the picture of
+    the clip alone, scaled but not framed yet.
     Raises MediaError for an unknown framing or an odd film size.
     """
     if width % 2 or height % 2 or width < 2 or height < 2:
         raise MediaError(f"A film of {width}x{height} cannot be made; both sides must be even")
     placed = layout(clip, width, height, framing)
-    deinterlace = ["bwdif=mode=send_frame:deint=interlaced"] if clip.interlaced else []
-    chain = [*deinterlace, *_colour_and_scale(clip, placed.width, placed.height), "setsar=1", SDR_TAGS]
+    chain = [scaled_chain(clip, placed), *([steady] if steady else [])]
     if placed.framing == "blur":
         chain.append(_over_blurred_copy(placed, width, height, label))
     elif placed.framing == "fit":
@@ -105,6 +105,12 @@ def picture_chain(clip: Clip, width: int, height: int, framing: Framing, label: 
     elif (placed.width, placed.height) != (width, height):
         chain.append(f"crop={width}:{height}")
     return ",".join(chain)
+
+
+def scaled_chain(clip: Clip, placed: Layout) -> str:
+    """The first part of `picture_chain`: the clip's whole picture at its place's size, in the film's colours."""
+    deinterlace = ["bwdif=mode=send_frame:deint=interlaced"] if clip.interlaced else []
+    return ",".join([*deinterlace, *_colour_and_scale(clip, placed.width, placed.height), "setsar=1", SDR_TAGS])
 
 
 def _colour_and_scale(clip: Clip, width: int, height: int) -> list[str]:

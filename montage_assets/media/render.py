@@ -2,8 +2,8 @@
 
 Belongs here: what a film's format is, which shots share one ffmpeg (`plan_segments`), where a source is
 sought, the filter graph of a segment, and the check that the segment has exactly the planned frames.
-Does not belong here: which shots there are (`selection`), how a picture is fitted (`picture`), encoder
-settings (`encoders`), joining and sound (`join`, `soundtrack`).
+Does not belong here: which shots there are (`selection`), how a picture is fitted (`picture`), its colours
+(`grading`) and movement (`stabilisation`), encoder settings (`encoders`), joining and sound (`join`, `soundtrack`).
 
 Time. A shot starts at a frame of its clip, given in seconds after the clip's first frame. All timestamps
 stay the file's own (`-copyts`, `-seek_timestamp`): otherwise ffmpeg counts from the container's start, which
@@ -25,6 +25,7 @@ encoder's and depends on the film's size alone. Measured peaks for a 4K film fro
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -45,7 +46,16 @@ from montage_assets.media.encoders import (
 )
 from montage_assets.media.errors import FfmpegFailed, MediaError
 from montage_assets.media.ffmpeg import DISK_FULL, Progress, input_args, run_ffmpeg
-from montage_assets.media.picture import Framing, picture_chain
+from montage_assets.media.grading import grade_filters
+from montage_assets.media.picture import Framing, layout, picture_chain, scaled_chain
+from montage_assets.media.stabilisation import (
+    Steadying,
+    measuring_filter,
+    read_shifts,
+    shake,
+    steadying,
+    steadying_filter,
+)
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -82,7 +92,10 @@ FRAMES_HELD_AT_CLIP_END = 2
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """What every segment of a film is: even size in pixels, exact frame rate, codec, quality, framing."""
+    """What every segment of a film is: even size in pixels, exact frame rate, codec, quality, framing.
+
+    `lut`: a file of `grading.cube_text` that its colours go through. `stabilize`: shots that shake are smoothed.
+    """
 
     width: int
     height: int
@@ -90,6 +103,8 @@ class OutputFormat:
     codec: Codec = "h264"
     quality: Quality = "standard"
     framing: Framing = "auto"
+    lut: Path | None = None
+    stabilize: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,8 @@ class RenderedSegment:
     """A finished segment. `codec_hash` is equal for segments that join without a re-encode.
 
     `cpu_s` is what this process's children used meanwhile: the segment's own, unless others ran alongside.
-    `fallback` says which encoders failed before, and why; empty when the first one did it.
+    `fallback` says which encoders failed before, and why; empty when the first one did it. `stabilised`: how much each
+    shot shook that was smoothed, as a share of its picture's height.
     """
 
     path: Path
@@ -117,6 +133,16 @@ class RenderedSegment:
     size_bytes: int
     cpu_s: float
     fallback: str = ""
+    stabilised: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Smoothing:
+    """What the first pass found out about a shot that is to be smoothed, and how that is done."""
+
+    measured: Path
+    how: Steadying
+    shake: float
 
 
 def plan_segments(shots: Sequence[RenderShot], fps: Fraction, *, target_s: float = SEGMENT_SECONDS) -> list[range]:
@@ -183,21 +209,23 @@ def render_segment(
     unfinished = out_path.with_name(f".{out_path.name}.{os.getpid()}.part")
     cpu_before = _children_cpu_s()
     failures: list[str] = []
-    try:
-        for ready in candidates:
-            try:
-                written = _encode_checked(shots, fmt, ready, unfinished, what, on_progress)
-                break
-            except FfmpegFailed as failure:
-                if ready is candidates[-1] or DISK_FULL in failure.log:
-                    raise
-                failures.append(f"{ready.name}: {failure}")
-                if on_fallback is not None:
-                    on_fallback(ready, failure)
-        size = unfinished.stat().st_size
-        unfinished.replace(out_path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="montage-shake-") as folder:
+        smoothings = _measured(shots, fmt, Path(folder), what) if fmt.stabilize else [None] * len(shots)
+        try:
+            for ready in candidates:
+                try:
+                    written = _encode_checked(shots, fmt, ready, unfinished, what, on_progress, smoothings)
+                    break
+                except FfmpegFailed as failure:
+                    if ready is candidates[-1] or DISK_FULL in failure.log:
+                        raise
+                    failures.append(f"{ready.name}: {failure}")
+                    if on_fallback is not None:
+                        on_fallback(ready, failure)
+            size = unfinished.stat().st_size
+            unfinished.replace(out_path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     return RenderedSegment(
         path=out_path,
         frames=written.frames,
@@ -206,7 +234,21 @@ def render_segment(
         size_bytes=size,
         cpu_s=_children_cpu_s() - cpu_before,
         fallback="; ".join(failures),
+        stabilised=tuple(smoothing.shake for smoothing in smoothings if smoothing is not None),
     )
+
+
+def _measured(shots: Sequence[RenderShot], fmt: OutputFormat, folder: Path, what: str) -> list[_Smoothing | None]:
+    """The first pass over all shots: those that shake, and how they are smoothed."""
+    results = [folder / f"{index}.trf" for index in range(len(shots))]
+    run_ffmpeg(measuring_args(shots, fmt, results), what=f"{what}, measuring how it shakes")
+    smoothings: list[_Smoothing | None] = []
+    for shot, result in zip(shots, results, strict=True):
+        placed = layout(shot.clip, fmt.width, fmt.height, fmt.framing)
+        shifts = read_shifts(result)
+        how = steadying(shifts, (placed.width, placed.height), shot.clip.fps)
+        smoothings.append(None if how is None else _Smoothing(result, how, shake(shifts) / placed.height))
+    return smoothings
 
 
 def _encode_checked(
@@ -216,9 +258,12 @@ def _encode_checked(
     out_path: Path,
     what: str,
     on_progress: Callable[[Progress], None] | None,
+    smoothings: Sequence[_Smoothing | None],
 ) -> EncodedStream:
     stall_s = None if ready.on_cpu else HARDWARE_STALL_S
-    run_ffmpeg(segment_args(shots, fmt, ready, out_path), what=what, on_progress=on_progress, stall_s=stall_s)
+    steady = [steadying_filter(each.measured, each.how) if each else "" for each in smoothings]
+    args = segment_args(shots, fmt, ready, out_path, steady)
+    run_ffmpeg(args, what=what, on_progress=on_progress, stall_s=stall_s)
     try:
         written = read_encoded_stream(out_path, ready.container)
     except MediaError as error:
@@ -227,36 +272,68 @@ def _encode_checked(
     return written
 
 
-def segment_args(shots: Sequence[RenderShot], fmt: OutputFormat, ready: ReadyEncoder, out_path: Path) -> list[str]:
-    """ffmpeg's arguments that render `shots` into `out_path`. Looks into sources that have no index."""
+def segment_args(
+    shots: Sequence[RenderShot], fmt: OutputFormat, ready: ReadyEncoder, out_path: Path, steady: Sequence[str] = ()
+) -> list[str]:
+    """ffmpeg's arguments that render `shots` into `out_path`. Looks into sources that have no index.
+
+    `steady` has each shot's filter that smooths it, empty for none.
+    """
+    starts = [_start_of(shot) for shot in shots]
+    chains = [
+        _shot_chain(shot, fmt, start, str(index), steady[index] if steady else "")
+        for index, (shot, start) in enumerate(zip(shots, starts, strict=True))
+    ]
+    end = [f"settb={1 / fmt.fps}", "setpts=N", *(grade_filters(fmt.lut) if fmt.lut else []), *encoder_filters(ready)]
+    return [
+        *ready.device_flags,
+        *_graph_args(shots, starts, chains, end),
+        *encode_output(
+            ready, fmt.quality, fmt.fps, (fmt.width, fmt.height), sum(shot.frames for shot in shots), out_path
+        ),
+    ]
+
+
+def measuring_args(shots: Sequence[RenderShot], fmt: OutputFormat, results: Sequence[Path]) -> list[str]:
+    """ffmpeg's arguments that measure how `shots` move, each into its file of `results`: the very frames of the clips
+    that are shown, at the size that they are shown at."""
+    starts = [_start_of(shot) for shot in shots]
+    chains = [
+        _measuring_chain(shot, fmt, start, result) for shot, start, result in zip(shots, starts, results, strict=True)
+    ]
+    return [*_graph_args(shots, starts, chains, []), "-f", "null", "-"]
+
+
+def _graph_args(
+    shots: Sequence[RenderShot], starts: Sequence[Fraction], chains: Sequence[str], end: Sequence[str]
+) -> list[str]:
+    """All sources, each through its chain, one after another, and the result through the filters of `end`."""
     inputs: list[str] = []
-    chains: list[str] = []
-    for index, shot in enumerate(shots):
-        start = shot.clip.first_pts * shot.clip.time_base + shot.in_time_s
+    for shot, start in zip(shots, starts, strict=True):
         inputs += input_args(
             shot.path,
             *("-threads", str(DECODER_THREADS), "-reinit_filter", "0", "-an", "-sn", "-dn"),
             *_seek_to_keyframe(shot, start),
         )
-        chains.append(f"[{index}:V:0]{_shot_chain(shot, fmt, start, str(index))}[s{index}]")
+    graph = [f"[{index}:V:0]{chain}[s{index}]" for index, chain in enumerate(chains)]
     pads = "".join(f"[s{index}]" for index in range(len(shots)))
-    one_film = f"concat=n={len(shots)}:v=1:a=0,settb={1 / fmt.fps},setpts=N"
-    graph = ";".join([*chains, ",".join([f"{pads}{one_film}", *encoder_filters(ready)]) + "[film]"])
+    graph.append(",".join([f"{pads}concat=n={len(shots)}:v=1:a=0", *end]) + "[film]")
     return [
-        *ready.device_flags,
         "-copyts",
         "-filter_complex_threads", str(FILTER_THREADS),
         *inputs,
-        "-filter_complex", graph,
+        "-filter_complex", ";".join(graph),
         "-map", "[film]",
-        *encode_output(
-            ready, fmt.quality, fmt.fps, (fmt.width, fmt.height), sum(shot.frames for shot in shots), out_path
-        ),
     ]  # fmt: skip
 
 
-def _shot_chain(shot: RenderShot, fmt: OutputFormat, start: Fraction, label: str) -> str:
-    """Cut and rate first or picture first, whichever leaves fewer frames to scale."""
+def _start_of(shot: RenderShot) -> Fraction:
+    """Seconds by the file's own clock."""
+    return shot.clip.first_pts * shot.clip.time_base + shot.in_time_s
+
+
+def _shot_chain(shot: RenderShot, fmt: OutputFormat, start: Fraction, label: str, steady: str) -> str:
+    """Cut and rate first or picture first, whichever leaves fewer frames to scale. What is smoothed needs all."""
     # `fps` rounds a frame's time to the nearest film frame, and of several keeps the last. Moved by a quarter
     # of a film frame, that is the frame on show a quarter after the film frame's time: the very first one
     # stays the first, and times that jitter by less than a quarter neither drop nor repeat a frame.
@@ -271,9 +348,18 @@ def _shot_chain(shot: RenderShot, fmt: OutputFormat, start: Fraction, label: str
         f"tpad=stop_mode=clone:stop={FRAMES_HELD_AT_CLIP_END}",
         f"trim=end_frame={shot.frames}",
     ]
-    picture = [picture_chain(shot.clip, fmt.width, fmt.height, fmt.framing, label)]
+    picture = [picture_chain(shot.clip, fmt.width, fmt.height, fmt.framing, label, steady)]
     repeats_frames = not shot.clip.variable_rate and shot.clip.fps < fmt.fps
-    return ",".join(cut + (picture + rate if repeats_frames else rate + picture))
+    return ",".join(cut + (picture + rate if repeats_frames or steady else rate + picture))
+
+
+def _measuring_chain(shot: RenderShot, fmt: OutputFormat, start: Fraction, result: Path) -> str:
+    """The frames that `_shot_chain` shows: the last film frame shows what is on a quarter after its time."""
+    end = start + (shot.frames - Fraction(3, 4)) / fmt.fps + FRAME_MARGIN_S
+    cut = f"trim=start={_seconds(start - FRAME_MARGIN_S)}:end={_seconds(end)}"
+    picture = scaled_chain(shot.clip, layout(shot.clip, fmt.width, fmt.height, fmt.framing))
+    alike = ["scale=16:16:flags=neighbor", "setsar=1"]  # as `concat` wants them
+    return ",".join([cut, "setpts=PTS-STARTPTS", picture, measuring_filter(result), *alike])
 
 
 def _seek_to_keyframe(shot: RenderShot, start: Fraction) -> list[str]:
