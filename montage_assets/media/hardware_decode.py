@@ -13,6 +13,7 @@ measured, not assumed: fetching a frame can cost as much as decoding a small one
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -135,8 +136,12 @@ class DecoderChoice:
         self, folder: Path | None, variables: Sequence[tuple[str, str]] = (), host: Host | None = None
     ) -> None:
         self.host = host or Host()
-        self._folder, self._driver = folder, driver_identity(self.host, variables)
+        self._folder, self._variables = folder, tuple(variables)
         self._known: dict[str, Judgement] = {}
+
+    @functools.cached_property
+    def _driver(self) -> str:
+        return driver_identity(self.host, self._variables)
 
     def judgement(self, path: Path, clip: Clip, decoders: Sequence[HardwareDecoder], fresh: bool = False) -> Judgement:
         """What decodes this clip and others of its codec, size and depth. Compares on the clip where not known yet."""
