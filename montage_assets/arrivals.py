@@ -143,7 +143,9 @@ def _relevant(files: Sequence[StoredFile]) -> list[StoredFile]:
 
 
 def _can_change_the_film(name: str) -> bool:
-    return name == SPEC_FILE or name.lower().endswith(LUT_SUFFIX) or media_kind(name) != "other"
+    # No montage.yaml can name a LUT whose name is not UTF-8.
+    is_lut = name.lower().endswith(LUT_SUFFIX) and is_utf8(name)
+    return name == SPEC_FILE or is_lut or media_kind(name) != "other"
 
 
 def _what_is_missing(files: Sequence[StoredFile]) -> str | None:

@@ -83,6 +83,14 @@ def test_a_changed_spec_runs_again_and_a_note_does_not() -> None:
     assert ticks(before, before, note, note).arrivals == []
 
 
+def test_a_changed_lut_runs_again_is_no_clip_and_its_name_does_not_matter() -> None:
+    luts = [StoredFile("sunset.cube", 9, "v1"), StoredFile("caf\udce9.cube", 9, "v1")]
+    before, changed = {"holiday": [CLIP, SONG, *luts]}, {"holiday": [CLIP, SONG, StoredFile("sunset.cube", 8, "v2")]}
+    assert [arrival.montage for arrival in ticks(before, before).arrivals] == ["holiday"]
+    assert [arrival.montage for arrival in ticks(before, before, changed, changed).arrivals] == ["holiday"]
+    assert ticks({"a": [SONG, *luts]}, {"a": [SONG, *luts]}).waiting == ["a: no clip yet"]
+
+
 def test_a_folder_without_clip_or_song_waits_for_it() -> None:
     assert ticks({"a": [SONG]}, {"a": [SONG]}).waiting == ["a: no clip yet"]
     assert ticks({"a": [CLIP]}, {"a": [CLIP]}).waiting == ["a: no song yet"]

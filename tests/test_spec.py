@@ -36,6 +36,13 @@ def test_values_are_read_as_people_write_them() -> None:
     assert (spec.pace, spec.seed) == ("fast", 7)
 
 
+def test_off_takes_a_grade_back() -> None:
+    spec = parse_spec("grade: warm\nstabilize: on", "montage.yaml")
+    assert (spec.grade, spec.stabilize) == ("warm", "on")
+    off = with_overrides(spec, {"grade": False, "stabilize": False}, "--set")
+    assert (off.grade, off.stabilize) == (None, "off")
+
+
 @pytest.mark.parametrize(
     ("text", "rate"),
     [("30", Fraction(30)), ("29.97", Fraction(30000, 1001)), ("30000/1001", Fraction(30000, 1001))],
@@ -47,6 +54,9 @@ def test_frame_rates_are_exact(text: str, rate: Fraction) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("grade: wram", "montage.yaml: grade: there is no look 'wram'; did you mean 'warm'"),
+        ("grade: [warm]", "grade: ['warm']: must be"),
+        ("stabilize: much", "stabilize: 'much': must be 'off' or 'on'"),
         ("musik: a.mp3", "there is no key 'musik'; did you mean 'music'"),
         ("zzz: 1", "there is no key 'zzz'; the keys are music, music_start"),
         ("quality: best", "quality: 'best': must be 'preview', 'standard', 'high' or 'master'"),

@@ -319,5 +319,8 @@ def _failure(what: str, code: int, log: str, timeout_s: float | None) -> FfmpegF
     if code < 0:
         killed = f"{what} failed: ffmpeg was killed (signal {-code}), perhaps for want of memory; run again"
         return FfmpegFailed(killed, log, from_outside=True)
+    if lacking := re.search(r"No such filter: '(\w+)'", log):
+        said = f"{what} failed: this ffmpeg has no filter {lacking[1]}; unset MONTAGE_FFMPEG to use the built-in one"
+        return FfmpegFailed(said, log)
     last = [line for line in log.splitlines() if line.strip()]
     return FfmpegFailed(f"{what} failed: {last[-1].strip() if last else f'ffmpeg ended with code {code}'}", log)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import cv2
 import dagster as dg
@@ -13,8 +16,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from montage_assets.assets import rendered_segments
+from montage_assets.assets import cloud_segments, rendered_segments
+from montage_assets.assets.footage import Grade
+from montage_assets.cloud.offload import Offload, Outcome
+from montage_assets.cloud.policy import Work
 from montage_assets.media.grading import cube_text, look_lut
+from montage_assets.media.ingest import ingest_clip
+from montage_assets.media.render import OutputFormat, RenderedSegment, RenderShot, render_segment
 from tests.assets.small_montage import failure_of, run_job
 from tests.media.synth_footage import write_clip, write_song
 from tests.media.synth_video import make_video
@@ -87,19 +95,17 @@ def test_a_film_is_graded_and_steadied_and_nothing_else_is_made_anew(
     assert luma_error(after, expected) < 2
     assert luma_error(after, expected) < luma_error(after, before) / 2
 
-    # The LUT's content counts, not its name.
-    same = run_job("holiday", instance, settings(grade="cinema"))
-    assert segments_of(same).encoded_now == 0
-
-    both = run_job("holiday", instance, settings(stabilize="on"))
+    both = run_job("holiday", instance, settings(grade="cinema", stabilize="on"))
     assert both.success
+    # The LUT's content counts, not its name.
+    assert both.output_for_node("footage").grade == Grade("cinema", graded.output_for_node("footage").grade.lut)
     assert failed_checks(both) == failed_checks(plain)
     edit = json.loads((data / "output" / "holiday" / "montage.json").read_text())
     of_hand = [shot for shot in edit["shots"] if shot["clip"] == "hand.mp4"]
     metadata = told(both, "rendered_segments")
     assert metadata["stabilised shots"] == f"{len(of_hand)} of {len(edit['shots'])}"
     assert float(str(metadata["shake before (% of the height)"])) > 1
-    assert metadata["grade"] == ODD_NAME
+    assert metadata["grade"] == "cinema"
     steadied = film_of(data)
     assert len(steadied) == 150
     for shot in of_hand:
@@ -111,6 +117,46 @@ def test_a_film_is_graded_and_steadied_and_nothing_else_is_made_anew(
     assert segments_of(again) == rendered_segments.Segments(segments_of(plain).segments, 0)
     assert segments_of(plain).encoded_now > 0
     np.testing.assert_array_equal(film_of(data), before)
+
+
+class WillingCloud:
+    """Stands in for the decision to use the cloud: yes."""
+
+    def attempt(self, describe: Callable[[], Work], do: Callable[[Any], RenderedSegment]) -> Outcome[RenderedSegment]:
+        assert describe().kind == "encode"
+        return Outcome(do(SimpleNamespace(client=None, on_sent=None)), "asked for")
+
+
+class CopyingEncoder:
+    """Stands in for the cloud's encoder: what it is sent comes back."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def encode_remote(self, source: Path, out: Path, *_: object, **__: object) -> SimpleNamespace:
+        out.write_bytes(source.read_bytes())
+        return SimpleNamespace(gpu="T4", size_bytes=out.stat().st_size)
+
+
+def test_what_is_sent_to_the_cloud_is_graded_and_steadied_before(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cloud_segments, "CGPUEncoder", CopyingEncoder)
+    lut = tmp_path / "grey.cube"
+    lut.write_bytes(cube_text(look_lut("monochrome")))
+    clips = [ingest_clip(folder / name, name, name).clip for name in ("hand.mp4", "steady.mp4")]
+    shots = [RenderShot(folder / clip.name, clip, Fraction(1), 30) for clip in clips]
+    fmt = OutputFormat(WIDTH, HEIGHT, Fraction(25), "h264", "high", lut=lut, stabilize=True)
+    cloud = cast("Offload", WillingCloud())
+    there = cloud_segments.encode(cloud, shots, fmt, tmp_path / "there.ts", 600.0).value
+    assert there is not None
+    here = render_segment(shots, fmt, tmp_path / "here.ts")
+    assert there.encoder.endswith("cloud)")
+    assert there.stabilised == here.stabilised
+    assert len(there.stabilised) == 1
+    sent, made = rgb_of(there.path), rgb_of(here.path)
+    assert len(sent) == len(made) == 60
+    assert np.ptp(sent, axis=-1).max() < 0.05
+    assert luma_error(sent, made) < 2
 
 
 def jitter_of(rgb: NDArray[np.float64]) -> float:

@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from montage_assets.media import render
+from montage_assets.media.errors import MediaError
 from montage_assets.media.ffmpeg import ffmpeg_program, run_ffmpeg
 from montage_assets.media.grading import cube_text, look_lut
 from montage_assets.media.ingest import ingest_clip
@@ -169,6 +170,13 @@ def test_exactly_the_frames_that_are_shown_are_measured(
     fmt = OutputFormat(320, 192, Fraction(film_fps))
     run_ffmpeg(measuring_args([shot], fmt, [tmp_path / "a.trf"]), what="measuring")
     assert len(read_shifts(tmp_path / "a.trf")) + 1 == shown
+
+
+def test_an_ffmpeg_without_the_filters_is_named_as_the_fault() -> None:
+    with pytest.raises(
+        MediaError, match=r"^steadying failed: this ffmpeg has no filter nosuchfilter; unset MONTAGE_FF"
+    ):
+        run_ffmpeg(["-f", "lavfi", "-i", "nullsrc", "-vf", "nosuchfilter", "-f", "null", "-"], what="steadying")
 
 
 def test_a_shot_too_short_to_measure_stays_as_it_is(shots: list[RenderShot], tmp_path: Path) -> None:
