@@ -14,7 +14,6 @@ import cv2
 import dagster as dg
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from montage_assets.assets import cloud_segments, rendered_segments
 from montage_assets.assets.footage import Grade
@@ -26,7 +25,7 @@ from montage_assets.media.render import OutputFormat, RenderedSegment, RenderSho
 from tests.assets.small_montage import failure_of, run_job
 from tests.media.synth_footage import write_clip, write_song
 from tests.media.synth_video import make_video
-from tests.media.test_grading import luma_error, rgb_of, table_in, through
+from tests.media.test_grading import Floats, luma_error, rgb_of, table_in, through
 from tests.media.test_stabilisation import HEIGHT, WIDTH, seen, texture
 
 SPEC = f"resolution: {WIDTH}x{HEIGHT}\nfps: 25\nquality: high\nduration: 6\n"
@@ -72,7 +71,7 @@ def failed_checks(result: dg.ExecuteInProcessResult) -> list[str]:
     return [check.check_name for check in result.get_asset_check_evaluations() if not check.passed]
 
 
-def film_of(data: Path) -> NDArray[np.float64]:
+def film_of(data: Path) -> Floats:
     return rgb_of(data / "output" / "holiday" / "montage.mp4")
 
 
@@ -90,10 +89,12 @@ def test_a_film_is_graded_and_steadied_and_nothing_else_is_made_anew(
     assert graded.success
     assert failed_checks(graded) == failed_checks(plain)
     assert told(graded, "footage")["grade"] == told(graded, "rendered_segments")["grade"] == ODD_NAME
-    after, expected = film_of(data), through(table_in((folder / ODD_NAME).read_bytes()), before)
+    after = film_of(data)
     assert len(after) == len(before) == 150
-    assert luma_error(after, expected) < 2
-    assert luma_error(after, expected) < luma_error(after, before) / 2
+    some = slice(None, None, 12)
+    expected = through(table_in((folder / ODD_NAME).read_bytes()), before[some])
+    assert luma_error(after[some], expected) < 2
+    assert luma_error(after[some], expected) < luma_error(after[some], before[some]) / 2
 
     both = run_job("holiday", instance, settings(grade="cinema", stabilize="on"))
     assert both.success
@@ -159,7 +160,7 @@ def test_what_is_sent_to_the_cloud_is_graded_and_steadied_before(
     assert luma_error(sent, made) < 2
 
 
-def jitter_of(rgb: NDArray[np.float64]) -> float:
+def jitter_of(rgb: Floats) -> float:
     greens = [np.ascontiguousarray(picture[..., 1], dtype=np.float32) for picture in rgb]
     window = cv2.createHanningWindow((WIDTH, HEIGHT), cv2.CV_32F)
     moved = [cv2.phaseCorrelate(one, two, window)[0] for one, two in pairwise(greens)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -18,13 +19,14 @@ from montage_assets.media.render import OutputFormat, RenderShot, render_segment
 from tests.media.synth_footage import write_clip
 from tests.media.synth_video import frames_in
 
+Floats: TypeAlias = "NDArray[np.floating[Any]]"
 FMT = OutputFormat(192, 108, Fraction(25), "h264", "master")
 FRAMES = 6
 # What x264 changes must not hide what the LUT changes.
 NEAR_LOSSLESS = [ReadyEncoder(software_encoder("h264"), numbers=dict.fromkeys(QUALITIES, 1.0))]
 
 
-def rgb_of(path: Path) -> NDArray[np.float64]:
+def rgb_of(path: Path) -> Floats:
     """(frames, height, width, 3), 0 to 1: PyAV's decoding, and BT.709 of limited range by its definition."""
     pictures = []
     for frame in frames_in(path):
@@ -32,14 +34,14 @@ def rgb_of(path: Path) -> NDArray[np.float64]:
             np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
             for plane in frame.planes
         ]
-        y = (planes[0].astype(float) - 16) / 219
-        cb, cr = ((plane.astype(float).repeat(2, 0).repeat(2, 1) - 128) / 224 for plane in planes[1:])
+        y = (planes[0].astype(np.float32) - 16) / 219
+        cb, cr = ((plane.astype(np.float32).repeat(2, 0).repeat(2, 1) - 128) / 224 for plane in planes[1:])
         red, blue = y + 1.5748 * cr, y + 1.8556 * cb
         pictures.append(np.stack([red, (y - 0.2126 * red - 0.0722 * blue) / 0.7152, blue], axis=-1))
     return np.stack(pictures).clip(0, 1)
 
 
-def through(table: NDArray[np.float64], rgb: NDArray[np.float64]) -> NDArray[np.float64]:
+def through(table: Floats, rgb: Floats) -> Floats:
     """Trilinear interpolation in `table`, which is (blue, green, red, 3)."""
     places = rgb * (len(table) - 1)
     low = np.floor(places).astype(int).clip(0, len(table) - 2)
@@ -53,14 +55,14 @@ def through(table: NDArray[np.float64], rgb: NDArray[np.float64]) -> NDArray[np.
     return result.clip(0, 1)
 
 
-def table_in(text: bytes) -> NDArray[np.float64]:
+def table_in(text: bytes) -> Floats:
     """The entries of a .cube file, read as NumPy reads numbers."""
     rows = [line for line in text.decode().splitlines() if line[:1] in "-0123456789."]
     size = round(len(rows) ** (1 / 3))
     return np.array([line.split() for line in rows], float).reshape(size, size, size, 3)
 
 
-def luma_error(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+def luma_error(one: Floats, other: Floats) -> float:
     """Mean difference in brightness, in levels of 255."""
     weights = np.array([0.2126, 0.7152, 0.0722])
     return float(np.abs((one - other) @ weights).mean() * 255)
@@ -82,19 +84,19 @@ def shot(tmp_path_factory: pytest.TempPathFactory) -> RenderShot:
 
 
 @pytest.fixture(scope="module")
-def ungraded(shot: RenderShot, tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.float64]:
+def ungraded(shot: RenderShot, tmp_path_factory: pytest.TempPathFactory) -> Floats:
     out = tmp_path_factory.mktemp("plain") / "film.ts"
     return rgb_of(render_segment([shot], FMT, out, encoders=NEAR_LOSSLESS).path)
 
 
-def graded_frames(shot: RenderShot, lut: Path, fmt: OutputFormat = FMT) -> NDArray[np.float64]:
+def graded_frames(shot: RenderShot, lut: Path, fmt: OutputFormat = FMT) -> Floats:
     out = lut.with_name("film.ts")
     return rgb_of(render_segment([shot], replace(fmt, lut=lut), out, encoders=NEAR_LOSSLESS).path)
 
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_a_look_does_to_the_film_what_its_lut_says(
-    look: str, shot: RenderShot, ungraded: NDArray[np.float64], tmp_path: Path
+    look: str, shot: RenderShot, ungraded: Floats, tmp_path: Path
 ) -> None:
     lut = tmp_path / "look.cube"
     lut.write_bytes(cube_text(look_lut(look)))
@@ -104,9 +106,7 @@ def test_a_look_does_to_the_film_what_its_lut_says(
     assert np.abs(found - ungraded).mean() * 255 > 2.5
 
 
-def test_an_identity_lut_changes_nothing_beyond_rounding(
-    shot: RenderShot, ungraded: NDArray[np.float64], tmp_path: Path
-) -> None:
+def test_an_identity_lut_changes_nothing_beyond_rounding(shot: RenderShot, ungraded: Floats, tmp_path: Path) -> None:
     lut = tmp_path / "identity.cube"
     lut.write_bytes(cube_text(parse_cube(cube(2), "identity.cube")))
     found = graded_frames(shot, lut)
