@@ -27,6 +27,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -209,8 +210,8 @@ def render_segment(
     unfinished = out_path.with_name(f".{out_path.name}.{os.getpid()}.part")
     cpu_before = _children_cpu_s()
     failures: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="montage-shake-") as folder:
-        smoothings = _measured(shots, fmt, Path(folder), what) if fmt.stabilize else [None] * len(shots)
+    with tempfile.TemporaryDirectory(prefix="montage-shake-") if fmt.stabilize else nullcontext() as folder:
+        smoothings = [None] * len(shots) if folder is None else _measured(shots, fmt, Path(folder), what)
         try:
             for ready in candidates:
                 try:
@@ -355,11 +356,17 @@ def _shot_chain(shot: RenderShot, fmt: OutputFormat, start: Fraction, label: str
 
 def _measuring_chain(shot: RenderShot, fmt: OutputFormat, start: Fraction, result: Path) -> str:
     """The frames that `_shot_chain` shows: the last film frame shows what is on a quarter after its time."""
-    end = start + (shot.frames - Fraction(3, 4)) / fmt.fps + FRAME_MARGIN_S
-    cut = f"trim=start={_seconds(start - FRAME_MARGIN_S)}:end={_seconds(end)}"
+    length = (shot.frames - Fraction(3, 4)) / fmt.fps + FRAME_MARGIN_S
+    # The end counts in microseconds: in the stream's time base it could be rounded to a whole frame.
+    cut = [
+        f"trim=start={_seconds(start - FRAME_MARGIN_S)}",
+        "settb=1/1000000",
+        "setpts=PTS-STARTPTS",
+        f"trim=end={_seconds(length)}",
+    ]
     picture = scaled_chain(shot.clip, layout(shot.clip, fmt.width, fmt.height, fmt.framing))
     alike = ["scale=16:16:flags=neighbor", "setsar=1"]  # as `concat` wants them
-    return ",".join([cut, "setpts=PTS-STARTPTS", picture, measuring_filter(result), *alike])
+    return ",".join([*cut, picture, measuring_filter(result), *alike])
 
 
 def _seek_to_keyframe(shot: RenderShot, start: Fraction) -> list[str]:

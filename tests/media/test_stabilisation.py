@@ -158,13 +158,20 @@ def test_names_of_temporary_folders_are_only_names(
 
 
 @pytest.mark.parametrize(
-    ("source_fps", "film_fps", "frames", "shown"),
-    [(30, 24, 16, 20), (25, 25, 12, 12), (Fraction(25, 2), 25, 20, 10), (60, 25, 10, 23)],
+    ("name", "source_fps", "film_fps", "frames", "shown"),
+    [
+        ("clip.mp4", 30, 24, 16, 20),
+        ("clip.mp4", 25, 25, 12, 12),
+        ("clip.mp4", Fraction(25, 2), 25, 20, 10),
+        ("clip.mp4", 60, 25, 10, 23),
+        ("clip.mkv", Fraction(30000, 1001), 30, 24, 24),
+        ("clip.avi", 25, 24, 24, 25),
+    ],
 )
 def test_exactly_the_frames_that_are_shown_are_measured(
-    source_fps: Fraction | int, film_fps: int, frames: int, shown: int, tmp_path: Path
+    name: str, source_fps: Fraction | int, film_fps: int, frames: int, shown: int, tmp_path: Path
 ) -> None:
-    source = make_video(tmp_path / "clip.mp4", fps=source_fps, frames=60, size=(320, 192))
+    source = make_video(tmp_path / name, fps=source_fps, frames=60, size=(320, 192))
     clip = clip_of(source)
     shot = shot_of(source, clip, 17, frames, frame_times(source, clip))
     fmt = OutputFormat(320, 192, Fraction(film_fps))
