@@ -15,6 +15,7 @@ million).
 from __future__ import annotations
 
 import difflib
+import io
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -44,6 +45,9 @@ MOST_BYTES = 16 << 20
 """Of a file: the largest LUT has 274625 lines of some 40 bytes."""
 MOST_VALUE = 10.0
 """Of an entry: around 0 to 1 is meant; what was written for 0 to 255 or 1023 would turn all white."""
+MOST_DOMAIN = 1000.0
+MOST_OF_A_LINE = 1000
+"""Characters; the format allows 250."""
 LOOK_SIZE = 33
 
 _LUMA = np.array([0.2126, 0.7152, 0.0722])
@@ -166,8 +170,11 @@ class _CubeReader:
         self._values: list[list[float]] = []
 
     def read(self, data: bytes) -> Lut:
-        text = data.decode("utf-8-sig", "replace")
-        for self._line, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
+        # Line by line: a file of nothing but line ends would be a list of a gigabyte.
+        lines = io.StringIO(data.decode("utf-8-sig", "replace"), newline=None)
+        for self._line, line in enumerate(lines, start=1):
+            if len(line) > MOST_OF_A_LINE:
+                raise self._fault("is far longer than a line of a .cube file; check what file it is")
             words = line.split()
             if not words or words[0].startswith("#"):
                 continue
@@ -220,7 +227,10 @@ class _CubeReader:
     def _numbers(self, words: list[str], count: int) -> list[float]:
         if len(words) != count + 1:
             raise self._fault(f"has {len(words) - 1} numbers after {words[0]} instead of {count}; export the LUT again")
-        return [self._number(word) for word in words[1:]]
+        numbers = [self._number(word) for word in words[1:]]
+        if max(map(abs, numbers)) > MOST_DOMAIN:
+            raise self._fault(f"has a domain far outside 0 to 1 ({max(numbers, key=abs):g}); export the LUT for 0 to 1")
+        return numbers
 
     def _number(self, word: str) -> float:
         value = float(word) if _NUMBER.fullmatch(word) else math.nan
