@@ -87,6 +87,9 @@ ALGORITHM = 1
 HARDWARE_STALL_S = 120.0
 """Without one more frame for so long, an encode on a device is taken to hang. Seeking in 4K takes a few seconds."""
 
+PATH_SEARCH_S = 0.05
+"""For each frame of a shot, before its first one comes: vid.stab looks for the whole path first. 0.015 was measured."""
+
 # A clip may end a frame before its nominal length; its last frame then stands that much longer.
 FRAMES_HELD_AT_CLIP_END = 2
 
@@ -261,7 +264,8 @@ def _encode_checked(
     on_progress: Callable[[Progress], None] | None,
     smoothings: Sequence[_Smoothing | None],
 ) -> EncodedStream:
-    stall_s = None if ready.on_cpu else HARDWARE_STALL_S
+    smoothed = sum(shot.frames for shot, smoothing in zip(shots, smoothings, strict=True) if smoothing)
+    stall_s = None if ready.on_cpu else HARDWARE_STALL_S + smoothed * PATH_SEARCH_S
     steady = [steadying_filter(each.measured, each.how) if each else "" for each in smoothings]
     args = segment_args(shots, fmt, ready, out_path, steady)
     run_ffmpeg(args, what=what, on_progress=on_progress, stall_s=stall_s)
