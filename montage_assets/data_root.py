@@ -27,7 +27,8 @@ from montage_assets.file_cache import FileCache
 
 DEFAULT_CACHE_BYTES = 20 << 30
 ABANDONED_AFTER_S = 24 * 3600.0
-_UNFINISHED = re.compile(r"\.[0-9a-f]{12}\.partial(\.\w+)?")
+_UNFINISHED = re.compile(r"\.+[0-9a-f]{12}\.partial.*|\.(joined|join|sound)-\w+")
+"""Files that `unfinished_beside` named, or what was named by those; folders in which films are joined."""
 
 
 @dataclass(frozen=True)
@@ -170,17 +171,20 @@ class DataRoot:
             self._remote.rm_file(self._remote_path(key))
 
     def remove_unfinished(self, folder: str) -> int:
-        """Remove what killed writers left below a folder, and say how many files that were.
+        """Remove what killed writers left below a folder, and say how many files and folders that were.
 
         Whoever still writes has touched its file within the last day.
         """
         if not self._is_here(folder):
             return 0  # an unfinished upload is no object
         oldest = time.time() - ABANDONED_AFTER_S
-        left = [path for path in self._path(folder).rglob(".*.partial*") if _UNFINISHED.fullmatch(path.name)]
+        left = [path for path in self._path(folder).rglob(".*") if _UNFINISHED.fullmatch(path.name)]
         gone = [path for path in left if (status := _status(path)) is not None and status.st_mtime < oldest]
         for path in gone:
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         return len(gone)
 
     def _is_here(self, key: str) -> bool:

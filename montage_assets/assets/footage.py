@@ -136,9 +136,9 @@ def size_tags(found: Footage) -> dict[str, str]:
 
 def survey(root: DataRoot, montage: str, config: FootageConfig, log: Any) -> Footage:
     """Ingest a montage's folder. Raises MediaError with one line when no montage can be made of it."""
-    abandoned = root.remove_unfinished(layout.WORK)
+    abandoned = sum(root.remove_unfinished(folder) for folder in (layout.WORK, layout.OUTPUT))
     if abandoned:
-        log(f"{abandoned} unfinished files of killed runs are removed from {root.where(layout.WORK)}")
+        log(f"{abandoned} unfinished files of killed runs are removed from {root.url}")
     before = _footage_before(root, montage)
     folder = _folder(root, montage, config, before)
     files = _files(root, folder, montage)

@@ -38,9 +38,9 @@ from montage_assets.media.clip import Clip
 from montage_assets.media.edit_list import EditList, Shot
 from montage_assets.media.encoder_router import Need, Wish, encoder_asked, wish_of, with_plan
 from montage_assets.media.encoders import ReadyEncoder, encode_flags, on_cpu
-from montage_assets.media.errors import FfmpegFailed
+from montage_assets.media.errors import ClipChanged, FfmpegFailed, MediaError
 from montage_assets.media.ffmpeg import Progress, ffmpeg_version
-from montage_assets.media.fingerprint import clip_key, result_key
+from montage_assets.media.fingerprint import clip_key, refuse_changed, result_key
 from montage_assets.media.machine_encoders import MachineEncoders, Routing, RunMemory
 from montage_assets.media.proxies import proxy_clip
 from montage_assets.media.render import OutputFormat, RenderShot
@@ -206,8 +206,7 @@ def collect_segments(context: dg.OpExecutionContext, plan: SegmentPlan, encoded:
         root = data_root()
         reports = [read_record(root, _report_key(task), SegmentReport) for task in plan.segments]
         done_now = [report for batch in encoded for report in batch.segments]
-        if done_now:
-            keep_measurements(root, "encode", context.run_id, encoding_measured(done_now, plan.segments[0].format))
+        keep_measurements(root, "encode", context.run_id, encoding_measured(done_now))
     context.add_output_metadata(
         {
             "segments": len(reports),
@@ -348,12 +347,8 @@ def _is_done(root: DataRoot, task: SegmentTask) -> bool:
 
 def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -> SegmentReport:
     title = f"segment {task.index + 1} of {task.count}"
-    counter = FrameCounter(context.log.info, title, _frames(task))
     shots = [_render_shot(shot, str(root.local_file(shot.source))) for shot in task.shots]
     fmt = replace(task.format, lut=root.local_file(task.lut)) if task.lut else task.format
-
-    def on_progress(progress: Progress) -> None:
-        counter(progress.frames)
 
     settings = Settings.from_environment()
     wish = with_plan(encoder_wish(settings), task.encoder)
@@ -366,6 +361,11 @@ def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -
         memory.note_failure(failed, failure, context.log.warning)
 
     offload = Offload(settings, root, context.run_id, context.log)
+    counter = FrameCounter(context.log.info, title, _frames(task))
+
+    def on_progress(progress: Progress) -> None:
+        counter(progress.frames)
+
     with root.writing(task.key) as path:
         # An encoder that was asked for is not replaced by the cloud's.
         in_cloud = None if task.encoder else cloud_segments.encode(offload, shots, fmt, path, task.film_s)
@@ -378,6 +378,7 @@ def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -
             on_progress=on_progress,
             on_fallback=on_fallback,
         )
+        _refuse_changed(root, task)
     fallbacks = [f"cloud GPU: {in_cloud.reason}"] if in_cloud and in_cloud.fell_back else []
     report = SegmentReport(
         index=task.index,
@@ -397,10 +398,23 @@ def _encode(root: DataRoot, task: SegmentTask, context: dg.OpExecutionContext) -
     return report
 
 
-def encoding_measured(segments: Sequence[SegmentReport], fmt: OutputFormat) -> list[Measurement]:
-    """What finished segments tell about how fast their nodes encode, in pixels."""
-    pixels = fmt.width * fmt.height
-    return [Measurement(done.node, done.frames * pixels, done.seconds) for done in segments if done.node]
+def _refuse_changed(root: DataRoot, task: SegmentTask) -> None:
+    """Raises MediaError, with its name, for a clip that was replaced since it was analysed."""
+    for clip, source in {shot.clip: shot.source for shot in task.shots if shot.made_of == clip_key(shot.clip)}.items():
+        try:
+            refuse_changed(root.local_file(source), clip)
+        except ClipChanged as error:
+            raise MediaError(f"{clip.name} {error}") from None
+
+
+def encoding_measured(segments: Sequence[SegmentReport]) -> list[Measurement]:
+    """How fast nodes encode, compared with each other within one run: formats and codecs differ between runs. What
+    fell back tells of more than its encoder."""
+    told = [done for done in segments if done.node and not done.fallback and done.seconds > 0]
+    if len({done.node for done in told}) < 2:
+        return []
+    usual = sum(done.frames for done in told) / sum(done.seconds for done in told)
+    return [Measurement(done.node, done.frames / usual, done.seconds) for done in told]
 
 
 def _stabilised(plan: SegmentPlan, reports: Sequence[SegmentReport]) -> dict[str, str | float]:

@@ -5,7 +5,6 @@ does. Results are content-addressed, so a range is never done twice, whoever did
 shard may also be a pod of a plain Kubernetes job (`scene_job`).
 """
 
-import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -200,7 +199,7 @@ def complete(
     undone = [
         task
         for clip in plan.clips
-        if clip.name not in failed and not _is_merged(root, clip, with_proxy)
+        if clip.name not in failed and not _is_merged(root, clip, with_proxy, detector)
         for task in (RangeTask(clip, part, with_proxy, pictures) for part in plan.ranges[clip.name])
         if not is_done(root, task)
     ]
@@ -212,21 +211,27 @@ def complete(
 
 def remove_parts(root: DataRoot, clip: Clip, parts: Sequence[ClipRange]) -> None:
     """Remove what was put together and is as large again; the scores of the parts are small and stay."""
+    has_proxy, has_pictures = root.exists(proxy_key(clip)), root.exists(small_frames_key(clip))
     for part in parts:
-        root.remove(range_proxy_key(clip, part))
-        root.remove(range_small_frames_key(clip, part))
+        if has_proxy:
+            root.remove(range_proxy_key(clip, part))
+        if has_pictures:
+            root.remove(range_small_frames_key(clip, part))
 
 
-def _is_merged(root: DataRoot, clip: Clip, with_proxy: bool) -> bool:
-    return root.exists(scores_key(clip)) and (not with_proxy or root.exists(proxy_key(clip)))
+def _is_merged(root: DataRoot, clip: Clip, with_proxy: bool, detector: str) -> bool:
+    return is_analysed(root, clip, detector) and (not with_proxy or root.exists(proxy_key(clip)))
 
 
 def tell_fallbacks(reports: Sequence[ShardReport], log: Any) -> None:
-    """Log once why the CPU decoded what a GPU was to decode."""
-    fell_back = [part for report in reports for part in report.ranges if part.decoder.startswith(f"{ON_THE_CPU},")]
-    for reason in dict.fromkeys(part.decoder for part in fell_back):
-        clips = sorted({part.clip for part in fell_back if part.decoder == reason})
-        log.warning(f"decoded by the {reason} ({', '.join(clips)})")
+    """Log, once for each GPU, which clips the CPU decoded in its place, and the reason for the first of them."""
+    fell_back: dict[str, list[RangeReport]] = {}
+    for part in (part for report in reports for part in report.ranges):
+        if part.decoder.startswith(f"{ON_THE_CPU}, "):
+            fell_back.setdefault(part.decoder.partition(" failed: ")[0], []).append(part)
+    for parts in fell_back.values():
+        clips = ", ".join(sorted({part.clip for part in parts}))
+        log.warning(f"{clips}: decoded by the {parts[0].decoder}")
 
 
 def keep_speeds(root: DataRoot, run_id: str, reports: Sequence[ShardReport]) -> None:
@@ -325,7 +330,7 @@ def _range_key(whole: str, part: ClipRange) -> str:
 
 
 def _do_range(root: DataRoot, folder: str, task: RangeTask, log: Any) -> RangeReport:
-    counter = FrameCounter(log.info, task.part.title, task.part.frames_estimate)
+    counters: list[FrameCounter] = []
     cpu_before = _cpu_seconds()
     settings = Settings.from_environment()
     failure = None
@@ -333,7 +338,11 @@ def _do_range(root: DataRoot, folder: str, task: RangeTask, log: Any) -> RangeRe
     decoder = ON_THE_CPU
     try:
         path = root.local_file(clip_source(folder, task.clip.name))
-        work = functools.partial(_score, root, path, task, counter)
+
+        def work(hardware: HardwareDecoder | None) -> FrameScores:
+            counters.append(FrameCounter(log.info, task.part.title, task.part.frames_estimate))
+            return _score(root, path, task, counters[-1], hardware)
+
         scores, decoder = decoded(path, task.clip, settings, work)
         frames = scores.frames
     except UnusableClip as error:
@@ -349,7 +358,7 @@ def _do_range(root: DataRoot, folder: str, task: RangeTask, log: Any) -> RangeRe
         part=task.part.index,
         parts=task.part.count,
         frames=frames,
-        seconds=round(counter.seconds, 3),
+        seconds=round(counters[-1].seconds, 3) if counters else 0.0,
         cpu_seconds=round(_cpu_seconds() - cpu_before, 3),
         failure=failure,
         node=settings.node,

@@ -10,7 +10,6 @@ for films longer than CGPU_ENCODE_THRESHOLD.
 from __future__ import annotations
 
 import tempfile
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from montage_assets.cloud.failures import CloudFailure, CloudFault
 from montage_assets.cloud.shipped import SCRIPTS, run_script
 from montage_assets.cloud.workspace import OnSent, Workspace, in_workspace
 from montage_assets.cluster.gpus import has_no_encoder
+from montage_assets.data_root import unfinished_beside
 
 NvencCodec = Literal["h264_nvenc", "hevc_nvenc", "av1_nvenc"]
 CODECS: tuple[NvencCodec, ...] = get_args(NvencCodec)
@@ -142,7 +142,7 @@ def _gpu_that_encodes(workspace: Workspace, flags: Sequence[str]) -> str:
 
 def _fetch(workspace: Workspace, made: str, wanted: RemoteEncode) -> RemoteEncode:
     output = wanted.output
-    temporary = output.with_name(f".{uuid.uuid4().hex[:12]}.partial{output.suffix}")
+    temporary = unfinished_beside(output)
     try:
         workspace.get(made, temporary)
         _check(temporary, wanted.codec, wanted.frames)

@@ -10,7 +10,6 @@ weights; it runs on Vulkan. The cloud machine fetches the package itself.
 from __future__ import annotations
 
 import tempfile
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +18,7 @@ from montage_assets.cloud.client import CGPUClient
 from montage_assets.cloud.failures import CloudFailure, CloudFault
 from montage_assets.cloud.shipped import SCRIPTS, run_script
 from montage_assets.cloud.workspace import OnSent, Workspace, in_workspace
+from montage_assets.data_root import unfinished_beside
 from montage_assets.media.ffmpeg import input_args, run_ffmpeg
 
 Factor = Literal[2, 3, 4]
@@ -89,7 +89,7 @@ def picture_of(shot: Path) -> Picture:
 def _fetch(workspace: Workspace, output: Path, source: Picture, factor: Factor) -> Picture:
     from montage_assets.media.errors import MediaError
 
-    temporary = output.with_name(f".{uuid.uuid4().hex[:12]}.partial{output.suffix}")
+    temporary = unfinished_beside(output)
     try:
         workspace.get(_MADE, temporary)
         try:

@@ -20,7 +20,6 @@ import shlex
 import tarfile
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import IO, Any, TypeVar
 
 from montage_assets.cloud.client import CGPUClient, RemoteOutput
 from montage_assets.cloud.failures import CloudFailure, CloudFault
+from montage_assets.data_root import unfinished_beside
 
 HOME = "/content"
 """Where the cloud machine keeps files."""
@@ -156,7 +156,7 @@ class Workspace:
         A chunk that arrives damaged is asked for once more.
         """
         source = shlex.quote(self.path(name))
-        temporary = target.with_name(f".{uuid.uuid4().hex[:12]}.partial{target.suffix}")
+        temporary = unfinished_beside(target)
         whole = hashlib.sha256()
         sha256 = ""
         done = 0

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import re
+import select
 import signal
 import subprocess
 import threading
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from montage_assets.media.errors import FfmpegFailed, MediaError
 
@@ -35,6 +36,7 @@ MAX_SIDE = 16384
 MAX_PIXELS = MAX_SIDE * MAX_SIDE
 
 _ERROR_LINES_KEPT = 200
+_KILLING_TAKES_S = 5.0
 DISK_FULL = "No space left on device"
 """In ffmpeg's log when the disk is full."""
 
@@ -169,22 +171,24 @@ def ffmpeg_output(
     assert process.stdout is not None
     assert process.stderr is not None
     log = _LogTail(process.stderr)
-    watched = None if stall_s is None else _WatchedPipe(process, stall_s)
+    watched = None if stall_s is None else _WatchedPipe(process.stdout, stall_s)
+    output: Any = watched or process.stdout
     try:
-        yield watched or process.stdout  # type: ignore[misc]
-        read_to_end = not process.stdout.read(1)
+        yield output
+        read_to_end = not output.read(1)
+        if watched is not None and watched.struck:
+            process.kill()
     except BaseException:
         process.kill()
         raise
     finally:
-        if watched is not None:
-            watched.end()
         process.stdout.close()
-        code = process.wait()
+        is_stuck = watched is not None and watched.struck
+        code = _wait_a_while(process) if is_stuck else process.wait()
         text = log.text()
-    if watched is not None and watched.struck:
+    if is_stuck:
         raise FfmpegFailed(f"{what} gave no frame for {stall_s:g} s and was stopped", text, hung=True)
-    if read_to_end and code != 0:
+    if read_to_end and code:
         raise _failure(what, code, text, None)
 
 
@@ -237,33 +241,25 @@ class _StallWatch:
 
 
 class _WatchedPipe:
-    """A program's output; the program is killed when a reader has waited for more of it for `limit_s`."""
+    """A program's output, which ends when a reader has waited for more of it for `limit_s`. POSIX only."""
 
-    def __init__(self, process: subprocess.Popen[bytes], limit_s: float) -> None:
+    def __init__(self, pipe: IO[bytes], limit_s: float) -> None:
         self.struck = False
-        self._process, self._limit_s = process, limit_s
-        self._waiting_since: float | None = None
-        self._ended = threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._file, self._limit_s = pipe.fileno(), limit_s
 
     def read(self, size: int = -1) -> bytes:
-        assert self._process.stdout is not None
-        self._waiting_since = time.monotonic()
-        try:
-            return self._process.stdout.read(size)
-        finally:
-            self._waiting_since = None
+        """At most `size` bytes, those that are there; empty at the end."""
+        if not self.struck and select.select([self._file], [], [], self._limit_s)[0]:
+            return os.read(self._file, size if size > 0 else 1 << 20)
+        self.struck = True
+        return b""
 
-    def end(self) -> None:
-        self._ended.set()
 
-    def _watch(self) -> None:
-        while not self._ended.wait(min(1.0, self._limit_s / 4)):
-            since = self._waiting_since
-            if since is not None and time.monotonic() - since > self._limit_s:
-                self.struck = True
-                self._process.kill()
-                return
+def _wait_a_while(process: subprocess.Popen[bytes]) -> int | None:
+    """A program that is stuck in a driver cannot be killed, and is left behind."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(_KILLING_TAKES_S)
+    return None
 
 
 def _kill(process: subprocess.Popen[bytes], with_children: bool) -> None:

@@ -225,6 +225,8 @@ def read_frames(pipe: IO[bytes], clip: Clip) -> Iterator[tuple[int, NDArray[np.u
         stream = container.streams.video[0]
         to_clip = Fraction(stream.time_base or 1) / clip.time_base
         for packet in container.demux(stream):
+            if 0 < packet.size < height * width * 3:
+                return  # ffmpeg died in the middle of a picture; its exit code says how
             if packet.pts is not None and packet.size:
                 pixels = np.frombuffer(memoryview(packet), np.uint8)
                 yield round(packet.pts * to_clip), pixels.reshape(height, width, 3)

@@ -17,6 +17,7 @@ import functools
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from montage_assets.media.encoder_probe import ffmpeg_identity, run_apart, write
 from montage_assets.media.encoder_table import Family
 from montage_assets.media.ffmpeg import ffmpeg_program, input_args
 
-ALGORITHM = 1
+ALGORITHM = 2
 """Part of every judgement's key; raised when the comparison changes."""
 
 METHODS: dict[str, Family] = {
@@ -51,6 +52,9 @@ MOST_CPU_SHARE, MOST_WALL_SHARE = 0.7, 1.5
 """A GPU has to save 30 % of the CPU, for which it may take half as long again: other clips are decoded meanwhile."""
 
 TIME_LIMIT_S = 60.0
+
+REFUSAL_HOLDS_S = 24 * 3600.0
+"""A busy machine measures badly. What was chosen holds until something changes."""
 
 NO_GPU = "there is no GPU that decodes video, or none is to be used"
 
@@ -111,6 +115,14 @@ def decoders_here(hwaccel: str, force_cpu: bool, host: Host) -> list[HardwareDec
     return [HardwareDecoder(method, device) for method in present for device in devices_of(METHODS[method], host)]
 
 
+def first_devices(decoders: Sequence[HardwareDecoder]) -> list[HardwareDecoder]:
+    """The first device of each kind: it speaks for the others of its kind."""
+    firsts: dict[str, HardwareDecoder] = {}
+    for decoder in decoders:
+        firsts.setdefault(decoder.method, decoder)
+    return list(firsts.values())
+
+
 def judge(cpu: FrameCost, trials: Sequence[Trial]) -> tuple[HardwareDecoder | None, str]:
     """The decoder that gives the right frames for the least of the CPU, None for the CPU itself, and why."""
     sound = [(trial.decoder, trial.cost) for trial in trials if not trial.fault and trial.cost is not None]
@@ -122,11 +134,9 @@ def judge(cpu: FrameCost, trials: Sequence[Trial]) -> tuple[HardwareDecoder | No
     if gains:
         decoder, cost = min(gains, key=lambda gain: gain[1].cpu_s)
         return decoder, f"{decoder.name} gives the CPU's frames for {cost}, the CPU takes {cpu}"
-    if sound:
-        decoder, cost = min(sound, key=lambda one: one[1].cpu_s)
-        return None, f"{decoder.name} gains nothing: {cost}, the CPU takes {cpu}"
-    faults = "; ".join(f"{trial.decoder.name} {trial.fault}" for trial in trials)
-    return None, faults or NO_GPU
+    told = [f"{decoder.name} gains nothing: {cost}, the CPU takes {cpu}" for decoder, cost in sound]
+    told += [f"{trial.decoder.name} {trial.fault}" for trial in trials if trial.fault]
+    return None, "; ".join(told) or NO_GPU
 
 
 class DecoderChoice:
@@ -143,35 +153,40 @@ class DecoderChoice:
     def _driver(self) -> str:
         return driver_identity(self.host, self._variables)
 
-    def judgement(self, path: Path, clip: Clip, decoders: Sequence[HardwareDecoder], fresh: bool = False) -> Judgement:
+    def judgement(self, path: Path, clip: Clip, decoders: Sequence[HardwareDecoder]) -> Judgement:
         """What decodes this clip and others of its codec, size and depth. Compares on the clip where not known yet."""
         if not decoders:
             return Judgement(None, NO_GPU)
         key = self._key(clip, decoders)
-        known = None if fresh else self._stored(key)
+        known = self._known.get(f"{key} {clip.fingerprint}") or self._stored(key)
         if known is None:
             known = compare(path, clip, decoders)
-            self._store(key, known)
+            self._store(key, clip, known)
         return known
 
     def _key(self, clip: Clip, decoders: Sequence[HardwareDecoder]) -> str:
-        kind = [clip.codec, clip.pixel_format, clip.width, clip.height, clip.rotation]
+        kind = [clip.codec, clip.pixel_format, clip.width, clip.height, clip.rotation, clip.interlaced, clip.full_range]
         described = [ALGORITHM, ffmpeg_identity(), self._driver, [asdict(one) for one in decoders], kind]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
 
     def _stored(self, key: str) -> Judgement | None:
         if key not in self._known and self._folder is not None:
+            path = self._folder / f"decoder-{key}.json"
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                found = json.loads((self._folder / f"decoder-{key}.json").read_text())
+                found = json.loads(path.read_text())
                 chosen = found["decoder"]
                 decoder = None if chosen is None else HardwareDecoder(**chosen)
-                self._known[key] = Judgement(decoder, str(found["reason"]))
+                if decoder or time.time() - path.stat().st_mtime < REFUSAL_HOLDS_S:
+                    self._known[key] = Judgement(decoder, str(found["reason"]))
         return self._known.get(key)
 
-    def _store(self, key: str, judgement: Judgement) -> None:
+    def _store(self, key: str, clip: Clip, judgement: Judgement) -> None:
+        # A fault may be this clip's, or pass.
+        if judgement.decoder is None and (not judgement.trials or any(trial.fault for trial in judgement.trials)):
+            self._known[f"{key} {clip.fingerprint}"] = judgement
+            return
         self._known[key] = judgement
-        # A decoder that fails may work an hour later: only what was measured is kept beyond this process.
-        if self._folder is not None and any(not trial.fault for trial in judgement.trials):
+        if self._folder is not None:
             decoder = None if judgement.decoder is None else asdict(judgement.decoder)
             with contextlib.suppress(OSError):
                 text = json.dumps({"decoder": decoder, "reason": judgement.reason})
@@ -179,12 +194,20 @@ class DecoderChoice:
 
 
 def compare(path: Path, clip: Clip, decoders: Sequence[HardwareDecoder]) -> Judgement:
-    """Decode the beginning of a clip on the CPU and by each decoder; compare every frame, measure both."""
-    right = _decoded(path, clip, None, LONG)
-    if isinstance(right, str):
-        return Judgement(None, f"the CPU's own decoding {right}")
-    cpu = _cost(right, _decoded(path, clip, None, SHORT))
-    trials = [_tried(path, clip, decoder, right.frames) for decoder in decoders]
+    """Decode the beginning of a clip on the CPU and by each decoder; compare every frame, measure both.
+
+    Decoders that do not even start are found out first, for little.
+    """
+    attempts = [(decoder, _decoded(path, clip, decoder, SHORT)) for decoder in decoders]
+    trials = [Trial(decoder, few) for decoder, few in attempts if isinstance(few, str)]
+    started = [(decoder, few) for decoder, few in attempts if not isinstance(few, str)]
+    if decoders and not started:
+        return Judgement(None, judge(FrameCost(0.0, 0.0), trials)[1], trials=trials)
+    right, start = _decoded(path, clip, None, LONG), _decoded(path, clip, None, SHORT)
+    if isinstance(right, str) or isinstance(start, str):
+        return Judgement(None, f"the CPU's own decoding {right if isinstance(right, str) else start}")
+    cpu = _cost(right, start)
+    trials += [_tried(path, clip, decoder, few, right.frames) for decoder, few in started]
     decoder, reason = judge(cpu, trials)
     return Judgement(decoder, reason, cpu, trials)
 
@@ -197,7 +220,7 @@ class _Decoded:
     wall_s: float
 
 
-def _tried(path: Path, clip: Clip, decoder: HardwareDecoder, right: Sequence[str]) -> Trial:
+def _tried(path: Path, clip: Clip, decoder: HardwareDecoder, few: _Decoded, right: Sequence[str]) -> Trial:
     found = _decoded(path, clip, decoder, LONG)
     if isinstance(found, str):
         return Trial(decoder, found)
@@ -208,24 +231,29 @@ def _tried(path: Path, clip: Clip, decoder: HardwareDecoder, right: Sequence[str
     )
     if wrong is not None:
         return Trial(decoder, f"decodes frame {wrong + 1} otherwise than the CPU")
-    return Trial(decoder, cost=_cost(found, _decoded(path, clip, decoder, SHORT)))
+    return Trial(decoder, cost=_cost(found, few))
 
 
-def _cost(many: _Decoded, few: _Decoded | str) -> FrameCost:
+def _cost(many: _Decoded, few: _Decoded) -> FrameCost:
     """The difference, per frame; a clip with no more frames than the short run is taken whole."""
-    if isinstance(few, str) or len(many.frames) <= len(few.frames):
+    if len(many.frames) <= len(few.frames):
         return FrameCost(many.cpu_s / max(1, len(many.frames)), many.wall_s / max(1, len(many.frames)))
     frames = len(many.frames) - len(few.frames)
     return FrameCost(max(0.0, many.cpu_s - few.cpu_s) / frames, max(0.0, many.wall_s - few.wall_s) / frames)
 
 
 def _decoded(path: Path, clip: Clip, decoder: HardwareDecoder | None, frames: int) -> _Decoded | str:
-    """The first frames' hashes and what they cost, or what went wrong."""
+    """The first frames' hashes and what they cost, or what went wrong.
+
+    The CPU's frames are hashed as they come, after ffmpeg has turned them: a pixel format in which only the turning is
+    done otherwise shows as other frames.
+    """
     flags = decoder.input_flags if decoder else []
+    chain = exact_format(clip) if decoder else "null"
     command = [
         ffmpeg_program(), "-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+info", "-benchmark",
         *input_args(path, *flags, "-an", "-sn", "-dn"),
-        "-map", "0:V:0", "-frames:v", str(frames), "-vf", exact_format(clip),
+        "-map", "0:V:0", "-frames:v", str(frames), "-vf", chain,
         "-fps_mode", "passthrough", "-f", "framehash", "-hash", "murmur3", "pipe:1",
     ]  # fmt: skip
     run = run_apart(command, b"", TIME_LIMIT_S)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from montage_assets.cluster.measured import RUNS_READ, Measurement, keep_measure
 from montage_assets.cluster.placement import encoding_speeds
 from montage_assets.cluster.tasks import TaskType
 from montage_assets.data_root import DataRoot
-from montage_assets.media.render import OutputFormat
 from tests.cluster.clusters import AMD, FULL_HD, Nodes, plan
 
 
@@ -46,10 +44,16 @@ def test_what_was_measured_long_ago_is_forgotten(root: DataRoot) -> None:
     assert set(speeds_on(root)["analyze"]) == {"new"}
 
 
-def test_segments_tell_how_fast_a_node_encodes_and_what_the_cloud_made_tells_nothing() -> None:
-    fmt = OutputFormat(1920, 1080, Fraction(24), "h264", "high", "fill")
-    rows = encoding_measured([_segment("tower", 48, 2.0), _segment("", 48, 0.1)], fmt)
-    assert rows == [Measurement("tower", 48 * 1920 * 1080, 2.0)]
+def test_segments_tell_how_fast_nodes_encode_and_what_the_cloud_made_tells_nothing(root: DataRoot) -> None:
+    slow_codec = [_segment("tower", 40, 2.0), _segment("desk", 10, 2.0), _segment("", 48, 0.1)]
+    quick_codec = [_segment("tower", 800, 2.0), _segment("desk", 200, 2.0)]
+    for run, segments in {"a": slow_codec, "b": quick_codec}.items():
+        keep_measurements(root, "encode", run, encoding_measured(segments))
+    assert speeds_on(root)["encode"] == pytest.approx({"tower": 1.6, "desk": 0.4})
+
+
+def test_a_run_on_one_node_tells_nothing_of_how_it_compares() -> None:
+    assert encoding_measured([_segment("tower", 40, 2.0), _segment("tower", 40, 2.5)]) == []
 
 
 def test_a_node_that_encoded_slower_than_stated_gets_less_of_the_next_film(root: DataRoot) -> None:

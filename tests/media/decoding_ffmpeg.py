@@ -28,7 +28,12 @@ BEHAVIOURS = {
     "fails later": "stands the comparison, and ends its next work with an error",
     "crashes later": "stands the comparison, and dies in its next work",
     "hangs later": "stands the comparison, and never begins its next work",
+    "crashes halfway": "stands the comparison, and dies in the middle of a picture of its next work",
+    "hangs halfway": "stands the comparison, and stops in the middle of a picture of its next work",
 }
+
+HALFWAY_BYTES = 1_000_003
+"""Some frames and a part of one, whatever their size."""
 
 _PROGRAM = """#!{python} -SE
 import os, re, signal, subprocess, sys, time
@@ -48,6 +53,7 @@ if "no library" in DOES: fail("Cannot load libcuda.so.1")
 if "crash" in DOES or ("crashes later" in DOES and not is_test): os.kill(os.getpid(), signal.SIGSEGV)
 if "hang" in DOES or ("hangs later" in DOES and not is_test): time.sleep(600)
 first = "format=nv12|p010le,"
+if "yuvj420p" in " ".join(args): first = "scale=in_range=pc:out_range=pc,format=nv12,setparams=range=pc,"
 if "other pictures" in DOES: first += "negate=enable='gte(n,5)',"
 if "short" in DOES: first += "select='not(eq(n,3))',"
 for option in ("-hwaccel", "-hwaccel_device"):
@@ -55,6 +61,13 @@ for option in ("-hwaccel", "-hwaccel_device"):
         at = args.index(option)
         del args[at:at + 2]
 args = [first + given if before == "-vf" else given for before, given in zip(["", *args], args)]
+if ("crashes halfway" in DOES or "hangs halfway" in DOES) and not is_test:
+    begun = subprocess.Popen([REAL, *args], stdout=subprocess.PIPE)
+    sys.stdout.buffer.write(begun.stdout.read({halfway}))
+    sys.stdout.buffer.flush()
+    begun.kill()
+    if "hangs halfway" in DOES: time.sleep(600)
+    os.kill(os.getpid(), signal.SIGSEGV)
 run = subprocess.run([REAL, *args], stderr=subprocess.PIPE, text=True)
 factor = 0.0 if "for nothing" in DOES else 10.0 if "dear" in DOES else 1.0
 sys.stderr.write(re.sub(r"time=([\\d.]+)s", lambda found: f"time={{factor * float(found[1]):.3f}}s", run.stderr))
@@ -72,7 +85,8 @@ class DecodingStandIn:
         self.folder = folder
         self.program = folder / "ffmpeg"
         real = ffmpeg.ffmpeg_program()
-        self.program.write_text(_PROGRAM.format(python=sys.executable, real=real, does=does, folder=str(folder)))
+        text = _PROGRAM.format(python=sys.executable, real=real, does=does, folder=str(folder), halfway=HALFWAY_BYTES)
+        self.program.write_text(text)
         self.program.chmod(0o755)
 
     def calls(self) -> list[str]:

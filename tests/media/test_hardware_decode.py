@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from montage_assets.layout import clip_source
 from montage_assets.media import frame_scores, hardware_decode
 from montage_assets.media.clip import Clip
 from montage_assets.media.encoder_devices import Host
+from montage_assets.media.errors import FfmpegFailed
+from montage_assets.media.ffmpeg import ffmpeg_program
 from montage_assets.media.fingerprint import fingerprint_of
 from montage_assets.media.frame_scores import FrameScores, load_scores, merge_scores, score_range
 from montage_assets.media.hardware_decode import (
@@ -33,6 +37,7 @@ from montage_assets.media.ingest import ingest_clip
 from montage_assets.media.keyframes import keyframe_finder
 from montage_assets.media.proxies import make_proxy_part
 from montage_assets.media.shards import cut_into_ranges
+from montage_assets.settings import Settings
 from tests.media.decoding_ffmpeg import BEHAVIOURS, DecodingStandIn, decoding_stand_in
 from tests.media.synth_footage import OPEN_GOP, VP8, write_clip
 from tests.media.synth_video import frames_in
@@ -156,15 +161,13 @@ def test_scores_and_proxies_are_the_same_whoever_decodes(
     write_clip(path, (30, 25, 28), encoder=encoder, filters=filters)
     clip = clip_of(path)
     with decoding_stand_in(tmp_path / "ffmpeg", monkeypatch, "exact,for nothing") as program:
-        # What cannot be had exactly is declined; what is not declined must be exact.
-        decoder = compare(path, clip, [CUDA]).decoder
-        made = [scored_and_copied(tmp_path, path, clip, one) for one in (None, decoder)]
-        assert decoder is None or "work" in program.calls()
+        assert compare(path, clip, [CUDA]).decoder == CUDA
+        made = [scored_and_copied(tmp_path, path, clip, one) for one in (None, CUDA)]
+        assert "work" in program.calls()
     assert_same(made[0][0], made[1][0])
     assert [frame.to_ndarray().tobytes() for frame in frames_in(made[0][1])] == [
         frame.to_ndarray().tobytes() for frame in frames_in(made[1][1])
     ]
-    assert decoder == CUDA or name == "full range.mp4"
 
 
 def scored_and_copied(
@@ -215,7 +218,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     machine = host(tmp_path / "host", "/dev/nvidia0")
     monkeypatch.setattr(decoding, "Host", lambda: machine)
     monkeypatch.setattr(decoding, "CHEAP_FRAME_MS", 0.0)
-    monkeypatch.setattr(decoding, "_failed", set())
+    monkeypatch.setattr(decoding, "_failures", {})
     monkeypatch.setenv("FFMPEG_HWACCEL", "cuda")
     monkeypatch.delenv("MONTAGE_FORCE_CPU", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
@@ -254,7 +257,16 @@ def test_a_shard_is_decoded_on_the_gpu_and_says_so(
     assert scores.frames == 135
 
 
-@pytest.mark.parametrize("does", ["fails later", "crashes later", "hangs later"])
+@pytest.mark.parametrize(
+    ("does", "asked"),
+    [
+        ("fails later", 2),  # the first clip may be damaged, the second one too is the decoder's fault
+        ("crashes later", 1),
+        ("hangs later", 1),
+        ("crashes halfway", 1),
+        ("hangs halfway", 1),
+    ],
+)
 def test_the_cpu_takes_over_where_the_gpu_fails_and_the_reason_is_logged_once(
     tmp_path: Path,
     video: Path,
@@ -262,21 +274,62 @@ def test_the_cpu_takes_over_where_the_gpu_fails_and_the_reason_is_logged_once(
     caplog: pytest.LogCaptureFixture,
     gpu: None,
     does: str,
+    asked: int,
 ) -> None:
     monkeypatch.setattr(frame_scores, "DRIVER_HANGS_AFTER_S", 1.0)
     log = logging.getLogger("shard")
-    root, shard = shard_of(tmp_path, video, count=2)
+    root, shard = shard_of(tmp_path, video, count=3)
     with decoding_stand_in(tmp_path / "ffmpeg", monkeypatch, f"{does},for nothing") as program:
         report, scores = made_by(root, shard, log)
-        assert program.calls().count("work") == 1, "a decoder that failed is left alone"
-    assert [part.failure for part in report.ranges] == [None, None]
+        assert program.calls().count("work") == asked, "a decoder that failed is left alone"
+    assert [part.failure for part in report.ranges] == [None, None, None]
     assert report.ranges[0].decoder.startswith(f"{ON_THE_CPU}, since cuda on 0 failed: ")
-    assert report.ranges[1].decoder == ON_THE_CPU
+    assert report.ranges[2].decoder == ON_THE_CPU
     task = shard.tasks[0]
     assert_same(scores, score_range(video, task.clip, task.part))
     with caplog.at_level(logging.WARNING):
         shard_steps.tell_fallbacks([report], log)
     assert [record.message.count("cuda on 0") for record in caplog.records] == [1]
+
+
+def test_a_full_disk_is_no_fault_of_the_gpus(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch, gpu: None
+) -> None:
+    asked: list[HardwareDecoder | None] = []
+
+    def work(decoder: HardwareDecoder | None) -> None:
+        asked.append(decoder)
+        raise FfmpegFailed("decoding v.mp4 failed: the disk is full", "No space left on device", from_outside=True)
+
+    with decoding_stand_in(tmp_path / "ffmpeg", monkeypatch, "exact,for nothing"), pytest.raises(FfmpegFailed):
+        decoding.decoded(video, clip_of(video), Settings.from_environment(), work)
+    assert asked == [CUDA]
+
+
+def test_a_refusal_is_looked_at_again_after_a_day(tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, cache = host(tmp_path / "host", "/dev/nvidia0"), tmp_path / "cache"
+    with decoding_stand_in(tmp_path / "ffmpeg", monkeypatch, "exact,dear") as program:
+        for _ in range(2):
+            assert DecoderChoice(cache, host=machine).judgement(video, clip_of(video), [CUDA]).decoder is None
+        asked = len(program.calls())
+        (kept,) = cache.glob("decoder-*.json")
+        os.utime(kept, (0, 0))
+        DecoderChoice(cache, host=machine).judgement(video, clip_of(video), [CUDA])
+        assert len(program.calls()) == 2 * asked
+
+
+def test_turned_clips_whose_pixels_cannot_be_had_exactly_stay_with_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = ("-c:v", "libx265", "-preset", "ultrafast", "-pix_fmt", "yuv422p10le", "-x265-params", "log-level=none")
+    write_clip(tmp_path / "upright.mp4", (20,), encoder=encoder)
+    turning = [ffmpeg_program(), "-v", "error", "-display_rotation", "90", "-i", tmp_path / "upright.mp4", "-c", "copy"]
+    subprocess.run([*turning, tmp_path / "turned.mp4"], check=True)
+    clip = clip_of(tmp_path / "turned.mp4")
+    assert clip.rotation in (90, 270)
+    with decoding_stand_in(tmp_path / "ffmpeg", monkeypatch, "exact,for nothing"):
+        (trial,) = compare(tmp_path / "turned.mp4", clip, [CUDA]).trials
+    assert trial.fault == "decodes frame 1 otherwise than the CPU"
 
 
 def test_without_a_gpu_no_clip_is_compared(tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
