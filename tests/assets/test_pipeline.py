@@ -19,10 +19,11 @@ from montage_assets.assets import shard_steps
 from montage_assets.checks import CHECKS
 from montage_assets.data_root import DataRoot
 from montage_assets.definitions import build_definitions, defs
-from montage_assets.media import frame_scores
+from montage_assets.media import frame_scores, render
 from montage_assets.media.clip import Clip
 from montage_assets.media.film_check import ADVISORY
 from montage_assets.media.frame_scores import FrameScores
+from montage_assets.media.render import RenderedSegment, RenderShot
 from tests.assets.small_montage import failure_of, run_job, write_montage
 from tests.media.synth_footage import write_clip, write_song
 
@@ -309,6 +310,27 @@ def test_a_clip_that_is_replaced_during_a_run_is_left_out_and_used_by_the_next(
     assert edit_of(data)["left_out"] == []
     record = json.loads((data / "work" / "montages" / "holiday" / "scene_shards.json").read_bytes())
     assert next(clip["cuts"] for clip in record["scenes"] if clip["clip"] == "closed.mp4") == [75]
+
+
+def test_a_clip_that_is_replaced_before_it_is_rendered_stops_the_run_and_leaves_no_segment(
+    data: Path, footage_folder: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = put_in(data, footage_folder)
+    render_segment = render.render_segment
+
+    def render_what_is_replaced(shots: list[RenderShot], *arguments: Any, **options: Any) -> RenderedSegment:
+        first = shots[0].path
+        write_clip(first.with_suffix(".new.mp4"), (90, 85), seed=9)
+        first.with_suffix(".new.mp4").replace(first)
+        return render_segment(shots, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(render, "render_segment", render_what_is_replaced)
+        said = failure_of(run_job("holiday", instance))
+    assert said.endswith("changed while the montage was made; run again once it is whole")
+    assert any(said.startswith(f"{path.name} changed") for path in source.iterdir())
+    assert not list((data / "work" / "segments").rglob("*.ts"))
+    assert run_job("holiday", instance).success
 
 
 def test_a_trimmed_clip_shows_the_frames_that_were_chosen(
