@@ -229,7 +229,7 @@ def test_decoders_says_what_decodes_a_clip_and_why(tmp_path: Path) -> None:
     assert said.endswith("clip.mp4 is decoded by the CPU: there is no GPU that decodes video, or none is to be used\n")
     found = json.loads(montage("decoders", tmp_path / "clip.mp4", "--json", env={"MONTAGE_FORCE_CPU": "1"}).stdout)
     assert found["decoder"] is None
-    assert found["cpu"]["wall_s"] > 0
+    assert set(found["cpu"]) == {"cpu_s", "wall_s"}
 
 
 def test_beats_prints_beats_and_curves(tmp_path: Path) -> None:
