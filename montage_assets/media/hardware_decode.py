@@ -226,11 +226,9 @@ def _tried(path: Path, clip: Clip, decoder: HardwareDecoder, few: _Decoded, righ
         return Trial(decoder, found)
     if len(found.frames) != len(right):
         return Trial(decoder, f"gave {len(found.frames)} frames instead of {len(right)}")
-    wrong = next(
-        (place for place, pair in enumerate(zip(found.frames, right, strict=True)) if pair[0] != pair[1]), None
-    )
-    if wrong is not None:
-        return Trial(decoder, f"decodes frame {wrong + 1} otherwise than the CPU")
+    for number, (frame, as_it_is) in enumerate(zip(found.frames, right, strict=True), start=1):
+        if frame != as_it_is:
+            return Trial(decoder, f"decodes frame {number} otherwise than the CPU")
     return Trial(decoder, cost=_cost(found, few))
 
 

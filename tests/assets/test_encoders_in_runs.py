@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -19,12 +18,6 @@ from tests.media.stand_in_ffmpeg import StandIn, stand_in
 from tests.media.synth_footage import write_clip, write_song
 
 SPEC = "resolution: 320x180\nfps: 25\nquality: preview\nduration: 8\npace: fast\n"
-
-
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral() as ephemeral:
-        yield ephemeral
 
 
 @pytest.fixture

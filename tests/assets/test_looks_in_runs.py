@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -30,12 +30,6 @@ from tests.media.test_stabilisation import HEIGHT, WIDTH, seen, texture
 
 SPEC = f"resolution: {WIDTH}x{HEIGHT}\nfps: 25\nquality: high\nduration: 6\n"
 ODD_NAME = "a:b'[c],d.cube"
-
-
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral() as ephemeral:
-        yield ephemeral
 
 
 @pytest.fixture

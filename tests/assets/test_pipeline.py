@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -31,12 +30,6 @@ from tests.media.synth_footage import write_clip, write_song
 @pytest.fixture(scope="module")
 def footage_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_montage(tmp_path_factory.mktemp("footage") / "holiday")
-
-
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral() as ephemeral:
-        yield ephemeral
 
 
 def put_in(data: Path, footage_folder: Path, name: str = "holiday") -> Path:
